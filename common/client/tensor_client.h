@@ -1,0 +1,78 @@
+#ifndef CODISTILL_COMMON_CLIENT_TENSOR_CLIENT_H_
+#define CODISTILL_COMMON_CLIENT_TENSOR_CLIENT_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "common/tensor/tensor.h"
+#include "proto/parameter_server.pb.h"
+
+namespace codistill {
+
+// One push, open towards all shards of a group. Frames leave while the caller goes on computing; a
+// bounded number is in flight, after which Add* wait. Used by one thread.
+class PushStream {
+ public:
+  virtual ~PushStream() = default;  // cancels the push if it was not finished
+  // The mean gradient of tensor `index` (shard-map index), fp32, whole. `owner` keeps `data` alive and
+  // unchanged until gRPC lets go of it. Errors surface in Finish.
+  virtual void AddGradient(int index, const float* data, std::shared_ptr<const void> owner) = 0;
+  // The value of a buffer after the step.
+  virtual void AddBuffer(int index, const void* data, std::shared_ptr<const void> owner) = 0;
+  virtual void AddWorkerState(std::string state) = 0;
+
+  struct Result {
+    PushOutcome outcome = PUSH_OUTCOME_INVALID;
+    int64_t step = 0;     // as in PushReply, of shard 0
+    std::string message;  // why REJECTED, ...
+    uint64_t bytes = 0;   // sent, headers included
+  };
+  // Sends END (squared_norm, finite and not_finite_tensor are filled in here, per shard) and waits for
+  // the decision. Fails with the first shard's error, prefixed by its index and address.
+  virtual absl::StatusOr<Result> Finish(PushEnd end) = 0;
+};
+
+// Tensors to and from all shards of a group, in parallel, one thread and one connection a shard.
+// Thread-safe for one Pull and one push at a time.
+class TensorClient {
+ public:
+  struct Options {
+    GroupRef group;
+    ShardMap shard_map;
+    std::vector<std::string> shard_addresses;  // by shard index
+  };
+  virtual ~TensorClient() = default;
+  // INVALID_ARGUMENT if addresses and map disagree in number.
+  static absl::StatusOr<std::unique_ptr<TensorClient>> Create(Options options);
+
+  enum class Source { kStep, kAtLeastStep, kCut };
+  struct PullResult {
+    Version version;
+    uint64_t bytes = 0;
+  };
+  // Reads the group's tensors of `step` straight into `tensors`, one view for every tensor of the shard
+  // map (views of TIED tensors may be empty). Complete or an error: on failure the contents are
+  // unspecified. FAILED_PRECONDITION if a view's dtype or size differs from the map.
+  virtual absl::StatusOr<PullResult> Pull(Source source, uint64_t generation, int64_t step,
+                                          absl::Span<const TensorView> tensors,
+                                          absl::Time deadline) = 0;
+
+  struct PushHeader {
+    uint64_t generation = 0;
+    int64_t step = 0;
+    int32_t rank = 0;
+    uint64_t incarnation = 0;
+    int64_t weights_step = 0;
+  };
+  virtual std::unique_ptr<PushStream> StartPush(const PushHeader& header, absl::Time deadline) = 0;
+};
+
+}  // namespace codistill
+
+#endif  // CODISTILL_COMMON_CLIENT_TENSOR_CLIENT_H_

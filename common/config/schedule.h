@@ -1,0 +1,27 @@
+#ifndef CODISTILL_COMMON_CONFIG_SCHEDULE_H_
+#define CODISTILL_COMMON_CONFIG_SCHEDULE_H_
+
+#include <cstdint>
+
+#include "proto/job.pb.h"
+
+// Everything that changes with the step as pure functions of (job, step); step counts from 1.
+namespace codistill {
+
+double LearningRateAt(const JobConfig& job, int64_t step);
+
+// Weight of psi: 0 up to and including burn_in_steps, then the ramp, then `weight`. 0 when
+// codistillation is off or there is no other group.
+float TeacherWeightAt(const JobConfig& job, int64_t step);
+
+// Whether the state after `step` becomes a cut (every publish_every_steps, and the last step).
+bool PublishesAt(const JobConfig& job, int64_t step);
+// Whether a checkpoint follows `step` (every checkpoint.every_steps, and the last step).
+bool CheckpointsAt(const JobConfig& job, int64_t step);
+// Whether the evaluator measures the cut of `step` (every evaluation.every_steps, and the last step).
+// Validation makes sure that such a step is also a published one.
+bool EvaluatesAt(const JobConfig& job, int64_t step);
+
+}  // namespace codistill
+
+#endif  // CODISTILL_COMMON_CONFIG_SCHEDULE_H_

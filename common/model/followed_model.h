@@ -1,0 +1,62 @@
+#ifndef CODISTILL_COMMON_MODEL_FOLLOWED_MODEL_H_
+#define CODISTILL_COMMON_MODEL_FOLLOWED_MODEL_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/model/model.h"
+#include "proto/job.pb.h"
+#include "proto/parameter_server.pb.h"
+
+namespace codistill {
+
+// A model that keeps up with a group's published cuts: watches the leader, pulls each new cut from the
+// shards into a spare copy of the model, and swaps pointers. Used by prediction servers and the
+// evaluator. Thread-safe. A cut of another generation replaces the held one at once.
+class FollowedModel {
+ public:
+  // One complete version; immutable while held. Holding it long delays the reuse of its memory, no more.
+  struct Snapshot {
+    std::shared_ptr<const Model> model;
+    Version version;
+    absl::Time loaded_at;
+  };
+
+  struct Options {
+    JobConfig job;
+    int group = 0;  // index in job.groups
+    int threads = 1;
+    // Load only cuts for which this is true; null = all.
+    std::function<bool(int64_t step)> wants;
+  };
+  // Loads the archive; following starts at once in the background and survives any loss of the group.
+  static absl::StatusOr<std::unique_ptr<FollowedModel>> Create(Options options);
+  virtual ~FollowedModel() = default;
+
+  // The held version; UNAVAILABLE before the first cut was loaded (the message says what is awaited).
+  virtual absl::StatusOr<std::shared_ptr<const Snapshot>> Get() const = 0;
+
+  // Waits until a version newer than (generation, step) is held, or until `deadline` (DEADLINE_EXCEEDED).
+  virtual absl::StatusOr<std::shared_ptr<const Snapshot>> WaitForNewer(const Version& than,
+                                                                       absl::Time deadline) = 0;
+
+  // Newest state of the group as last told by its leader, and how long ago that was.
+  virtual GroupState group_state() const = 0;
+  virtual absl::Duration group_silence() const = 0;
+
+  struct Counters {
+    int64_t swaps = 0;
+    int64_t failed_loads = 0;
+    uint64_t pull_bytes = 0;
+  };
+  virtual Counters counters() const = 0;
+};
+
+}  // namespace codistill
+
+#endif  // CODISTILL_COMMON_MODEL_FOLLOWED_MODEL_H_

@@ -1,0 +1,71 @@
+#ifndef CODISTILL_COMMON_MODEL_MODEL_H_
+#define CODISTILL_COMMON_MODEL_MODEL_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/types/span.h"
+#include "common/tensor/tensor.h"
+#include "proto/job.pb.h"
+#include "proto/model.pb.h"
+
+namespace codistill {
+
+// A TorchScript archive in memory: its weights as plain memory, its forward and backward pass. No type of
+// libtorch shows. The JIT's graph optimisation is off, so that gradients appear while the backward pass
+// runs. Not thread-safe, except Predict, which may run in several threads while nobody writes weights.
+class Model {
+ public:
+  struct Options {
+    std::string archive;  // path of the .pt file
+    ModelConfig config;   // inputs, states, num_outputs
+    std::string device = "cpu";
+    int threads = 1;  // of libtorch in this process
+  };
+  // NOT_FOUND / DATA_LOSS name the file. INVALID_ARGUMENT: forward()'s arguments are not the job's
+  // inputs and states (names both), or a trial pass on zeros does not give [rows, num_outputs] logits.
+  static absl::StatusOr<std::unique_ptr<Model>> Load(Options options);
+  virtual ~Model() = default;
+
+  // All parameters, then all buffers, with roles, as models/export.py lists them.
+  virtual const TensorList& tensors() const = 0;
+  // Where each lives, by index in tensors(). Writing there changes the model. TIED entries view the
+  // storage of the tensor they are tied to.
+  virtual absl::Span<const TensorView> storage() const = 0;
+
+  // Recurrent state of a batch, by index in config.states; empty = zeros.
+  using States = std::vector<Tensor>;
+  static constexpr int kNoState = 0;
+
+  // Logits of one forward pass: [rows, num_outputs] fp32, rows = examples x labels an example.
+  struct Logits {
+    Tensor values;
+    int64_t rows = 0;
+  };
+
+  // Inference: eval mode, no gradient. `inputs` in the job's order. `states` (in and out) may be null
+  // for models without.
+  virtual absl::StatusOr<Logits> Predict(absl::Span<const Tensor> inputs, States* states) const = 0;
+
+  // Training: train mode, keeps the graph for one Backward. `seed` drives dropout.
+  virtual absl::StatusOr<Logits> Forward(absl::Span<const Tensor> inputs, States* states,
+                                         uint64_t seed) = 0;
+
+  // Called with the gradient of parameter `index` (index in tensors()) as soon as it is complete, from
+  // the backward pass; `owner` keeps the data alive. A parameter the loss does not depend on comes last,
+  // with zeros. FROZEN parameters never come.
+  using OnGradient =
+      std::function<void(int index, const float* data, std::shared_ptr<const void> owner)>;
+  // `gradient`: d loss / d logits, [rows, num_outputs], of the last Forward. It may be called once for
+  // each Forward.
+  virtual absl::Status Backward(const Tensor& gradient, const OnGradient& on_gradient) = 0;
+};
+
+}  // namespace codistill
+
+#endif  // CODISTILL_COMMON_MODEL_MODEL_H_

@@ -1,0 +1,41 @@
+#ifndef CODISTILL_COMMON_RPC_CHANNEL_H_
+#define CODISTILL_COMMON_RPC_CHANNEL_H_
+
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "grpcpp/channel.h"
+#include "grpcpp/client_context.h"
+
+// The one place where client channels and contexts are made: message limits, keepalive, reconnect
+// back-off (docs/operations.md says why each has its value).
+namespace codistill {
+
+// Largest message on the data plane (frames) and of a prediction.
+inline constexpr int kMaxFrameBytes = (4 << 20) + (64 << 10);
+inline constexpr int kMaxPredictionBytes = 64 << 20;
+
+enum class ChannelUse {
+  kControl,     // small calls, heartbeats
+  kBulk,        // tensor frames: a connection of its own
+  kPrediction,  // prediction requests: a connection of its own
+};
+
+// Connects lazily; reconnects by itself, at most a second apart. `address` is host:port.
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, ChannelUse use);
+
+// A context with a deadline; there is no other way to get one.
+std::unique_ptr<grpc::ClientContext> MakeContext(absl::Time deadline);
+
+// Calls `attempt` until it returns something other than UNAVAILABLE or DEADLINE_EXCEEDED, or `deadline`
+// has passed: capped exponential back-off with jitter. Only for calls that are idempotent. `stop`
+// (optional) ends it early with CANCELLED.
+absl::Status RetryUntil(absl::Time deadline, const std::function<absl::Status()>& attempt,
+                        const std::function<bool()>& stop = nullptr);
+
+}  // namespace codistill
+
+#endif  // CODISTILL_COMMON_RPC_CHANNEL_H_

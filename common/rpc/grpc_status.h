@@ -1,0 +1,15 @@
+#ifndef CODISTILL_COMMON_RPC_GRPC_STATUS_H_
+#define CODISTILL_COMMON_RPC_GRPC_STATUS_H_
+
+#include "absl/status/status.h"
+#include "grpcpp/support/status.h"
+
+namespace codistill {
+
+// The one converter between absl's and gRPC's codes, which are the same numbers (static_asserted).
+grpc::Status ToGrpcStatus(const absl::Status& status);
+absl::Status FromGrpcStatus(const grpc::Status& status);
+
+}  // namespace codistill
+
+#endif  // CODISTILL_COMMON_RPC_GRPC_STATUS_H_
