@@ -28,32 +28,36 @@ std::string DirName(absl::string_view path);
 // What follows the last slash.
 std::string BaseName(absl::string_view path);
 
-// The whole file. RESOURCE_EXHAUSTED, naming both sizes, when it is longer than `max_bytes`: a wrong
-// path must not fill the memory.
+// The whole file. RESOURCE_EXHAUSTED, naming both sizes, when it is longer than `max_bytes`: a
+// wrong path must not fill the memory.
 absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes,
                                      FileSystem* file_system = FileSystem::Real());
 
-// Replaces the file by `data` so that, whatever happens, the path afterwards holds the old content or
-// all of the new: temporary file in the same directory, sync, rename, sync of the directory. On
+// Replaces the file by `data` so that, whatever happens, the path afterwards holds the old content
+// or all of the new: temporary file in the same directory, sync, rename, sync of the directory. On
 // failure the temporary is removed and the error says how many bytes were to be written where
 // (RESOURCE_EXHAUSTED: disk full). If only the last sync fails, the new content is in place but may
 // not survive a power cut. Concurrent writers of one path in different processes are safe; the last
-// rename wins.
+// rename wins. The temporary is called "<path>.tmp-<16 hex digits>"; one left behind by a killed
+// process is recognised by IsTemporaryFile.
 absl::Status WriteFileAtomically(const std::string& path, absl::string_view data,
                                  FileSystem* file_system = FileSystem::Real());
+
+// Whether a name or path is one that WriteFileAtomically gives its temporaries.
+bool IsTemporaryFile(absl::string_view path);
 
 // Creates the file with `data`, durably. ALREADY_EXISTS when it is there: the claim file of an
 // exclusive owner.
 absl::Status CreateFileExclusively(const std::string& path, absl::string_view data,
                                    FileSystem* file_system = FileSystem::Real());
 
-// Removes a file, or a directory with what is in it; fine when there is nothing. Symbolic links to
-// directories are followed by the interface's IsDirectory, so this refuses trees deeper than 16.
+// Removes a file, or a directory with what is in it; fine when there is nothing. Symbolic links are
+// removed, never followed.
 absl::Status RemoveAll(const std::string& path, FileSystem* file_system = FileSystem::Real());
 
 // Writes a new file piece by piece, summing it as it goes. Unless SyncAndClose returned OK, the
-// partial file is removed: by the failing call or by the destructor. Small pieces are gathered; large
-// ones go straight to the file. Not thread-safe.
+// partial file is removed: by the failing call or by the destructor. Small pieces are gathered;
+// large ones go straight to the file. Not thread-safe.
 class FileWriter {
  public:
   // Creates or truncates the file.

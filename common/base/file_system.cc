@@ -205,7 +205,7 @@ class PosixFileSystem : public FileSystem {
 }  // namespace
 
 absl::Status FileError(int error_number, absl::string_view action, absl::string_view path) {
-  if (error_number == EDQUOT || error_number == EFBIG) {  // absl calls these UNKNOWN or otherwise
+  if (error_number == EDQUOT || error_number == EFBIG) {  // absl makes EFBIG an OUT_OF_RANGE
     return absl::ResourceExhaustedError(
         absl::StrCat(action, " ", path, ": ", std::strerror(error_number)));
   }

@@ -1,5 +1,5 @@
-// Files behind an interface, so that tests can run out of disk space at will. See file.h for what to
-// call, fault_injecting_file_system.h for the fake.
+// Files behind an interface, so that tests can run out of disk space at will. See file.h for what
+// to call, fault_injecting_file_system.h for the fake.
 
 #ifndef CODISTILL_COMMON_BASE_FILE_SYSTEM_H_
 #define CODISTILL_COMMON_BASE_FILE_SYSTEM_H_
@@ -47,9 +47,9 @@ class ReadableFile {
   virtual const std::string& path() const = 0;
 };
 
-// Every error names the path at fault and, where there is one, the system's reason; codes are those of
-// absl::ErrnoToStatusCode (NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED, ...), with RESOURCE_EXHAUSTED
-// for a full disk or quota. Thread-safe.
+// Every error names the path at fault and, where there is one, the system's reason; codes are those
+// of absl::ErrnoToStatusCode (NOT_FOUND, ALREADY_EXISTS, PERMISSION_DENIED, ...), with
+// RESOURCE_EXHAUSTED for a full disk or quota. Thread-safe.
 class FileSystem {
  public:
   virtual ~FileSystem() = default;
