@@ -27,8 +27,8 @@ int64_t ElementCount(absl::Span<const int64_t> shape);
 // "[32, 128]".
 std::string ShapeString(absl::Span<const int64_t> shape);
 
-// A tensor in memory that somebody else owns: where a model keeps a parameter. Row-major, contiguous,
-// little-endian. Copying the view copies no data.
+// A tensor in memory that somebody else owns: where a model keeps a parameter. Row-major,
+// contiguous, little-endian. Copying the view copies no data.
 struct TensorView {
   std::string name;
   DataType dtype = DT_INVALID;
@@ -39,8 +39,8 @@ struct TensorView {
   size_t bytes() const { return static_cast<size_t>(elements()) * ElementSize(dtype); }
 };
 
-// A tensor in memory with shared ownership of its (64-byte aligned, unless adopted) bytes. Copies share
-// the data. Thread-safe as far as its bytes are not written.
+// A tensor in memory with shared ownership of its (64-byte aligned, unless adopted) bytes. Copies
+// share the data. Thread-safe as far as its bytes are not written.
 class Tensor {
  public:
   Tensor() = default;
