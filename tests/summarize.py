@@ -35,14 +35,16 @@ class Tally:
         self.failed = []  # names
         self.skipped = []  # (name, reason)
 
-    def add_xml(self, label, path):
+    def add_xml(self, label, status, path):
         """Adds the cases in one test.xml; returns how many of them failed."""
         failures = 0
         for case in ElementTree.parse(path).getroot().iter("testcase"):
-            name = f"{label} {case.get('classname') or ''}.{case.get('name')}"
+            # Bazel writes the XML of a test that did not (a script, a crash): one case, no class.
+            classname = case.get("classname")
+            name = f"{label} {classname}.{case.get('name')}" if classname else label
             skip = case.find("skipped")
             if case.find("failure") is not None or case.find("error") is not None:
-                self.failed.append(name)
+                self.failed.append(name if classname else f"{name} ({status})")
                 failures += 1
             elif skip is not None or case.get("result") == "skipped":
                 message = (skip.get("message") if skip is not None else "") or "no reason given"
@@ -85,7 +87,7 @@ def summarize(events):
     for (label, _, _), (_, status, xml) in sorted(last_attempt.items()):
         failures = 0
         try:
-            failures = tally.add_xml(label, xml) if xml else 0
+            failures = tally.add_xml(label, status, xml) if xml else 0
         except (OSError, ElementTree.ParseError) as error:
             tally.failed.append(f"{label} (results unreadable: {error})")
             failures = 1
