@@ -17,6 +17,12 @@ namespace codistill {
 // Largest message on the data plane (frames) and of a prediction.
 inline constexpr int kMaxFrameBytes = (4 << 20) + (64 << 10);
 inline constexpr int kMaxPredictionBytes = 64 << 20;
+// Largest message of everything else: tensor lists, shard maps, worker state, histories.
+inline constexpr int kMaxControlBytes = 16 << 20;
+
+// Pings on an otherwise silent connection, and how long their answer may take.
+inline constexpr int kKeepaliveMs = 20000;
+inline constexpr int kKeepaliveTimeoutMs = 10000;
 
 enum class ChannelUse {
   kControl,     // small calls, heartbeats
@@ -30,9 +36,9 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, ChannelUs
 // A context with a deadline; there is no other way to get one.
 std::unique_ptr<grpc::ClientContext> MakeContext(absl::Time deadline);
 
-// Calls `attempt` until it returns something other than UNAVAILABLE or DEADLINE_EXCEEDED, or `deadline`
-// has passed: capped exponential back-off with jitter. Only for calls that are idempotent. `stop`
-// (optional) ends it early with CANCELLED.
+// Calls `attempt` until it returns something other than UNAVAILABLE or DEADLINE_EXCEEDED, or
+// `deadline` has passed: capped exponential back-off with jitter. Only for calls that are
+// idempotent. `stop` (optional) ends it early with CANCELLED.
 absl::Status RetryUntil(absl::Time deadline, const std::function<absl::Status()>& attempt,
                         const std::function<bool()>& stop = nullptr);
 
