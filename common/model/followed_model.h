@@ -15,12 +15,13 @@
 
 namespace codistill {
 
-// A model that keeps up with a group's published cuts: watches the leader, pulls each new cut from the
-// shards into a spare copy of the model, and swaps pointers. Used by prediction servers and the
+// A model that keeps up with a group's published cuts: watches the leader, pulls each new cut from
+// the shards into a spare copy of the model, and swaps pointers. Used by prediction servers and the
 // evaluator. Thread-safe. A cut of another generation replaces the held one at once.
 class FollowedModel {
  public:
-  // One complete version; immutable while held. Holding it long delays the reuse of its memory, no more.
+  // One complete version; immutable while held. Holding it long delays the reuse of its memory, no
+  // more.
   struct Snapshot {
     std::shared_ptr<const Model> model;
     Version version;
@@ -34,14 +35,17 @@ class FollowedModel {
     // Load only cuts for which this is true; null = all.
     std::function<bool(int64_t step)> wants;
   };
-  // Loads the archive; following starts at once in the background and survives any loss of the group.
+  // Loads the archive; following starts at once in the background and survives any loss of the
+  // group.
   static absl::StatusOr<std::unique_ptr<FollowedModel>> Create(Options options);
   virtual ~FollowedModel() = default;
 
-  // The held version; UNAVAILABLE before the first cut was loaded (the message says what is awaited).
+  // The held version; UNAVAILABLE before the first cut was loaded (the message says what is
+  // awaited).
   virtual absl::StatusOr<std::shared_ptr<const Snapshot>> Get() const = 0;
 
-  // Waits until a version newer than (generation, step) is held, or until `deadline` (DEADLINE_EXCEEDED).
+  // Waits until a version newer than (generation, step) is held, or until `deadline`
+  // (DEADLINE_EXCEEDED).
   virtual absl::StatusOr<std::shared_ptr<const Snapshot>> WaitForNewer(const Version& than,
                                                                        absl::Time deadline) = 0;
 

@@ -16,9 +16,10 @@
 
 namespace codistill {
 
-// A TorchScript archive in memory: its weights as plain memory, its forward and backward pass. No type of
-// libtorch shows. The JIT's graph optimisation is off, so that gradients appear while the backward pass
-// runs. Not thread-safe, except Predict, which may run in several threads while nobody writes weights.
+// A TorchScript archive in memory: its weights as plain memory, its forward and backward pass. No
+// type of libtorch shows. The JIT's graph optimisation is off, so that gradients appear while the
+// backward pass runs. Not thread-safe, except Predict, which may run in several threads while
+// nobody writes weights.
 class Model {
  public:
   struct Options {
@@ -28,7 +29,8 @@ class Model {
     int threads = 1;  // of libtorch in this process
   };
   // NOT_FOUND / DATA_LOSS name the file. INVALID_ARGUMENT: forward()'s arguments are not the job's
-  // inputs and states (names both), or a trial pass on zeros does not give [rows, num_outputs] logits.
+  // inputs and states (names both), or a trial pass on zeros does not give [rows, num_outputs]
+  // logits.
   static absl::StatusOr<std::unique_ptr<Model>> Load(Options options);
   virtual ~Model() = default;
 
@@ -48,21 +50,21 @@ class Model {
     int64_t rows = 0;
   };
 
-  // Inference: eval mode, no gradient. `inputs` in the job's order. `states` (in and out) may be null
-  // for models without.
+  // Inference: eval mode, no gradient. `inputs` in the job's order. `states` (in and out) may be
+  // null for models without.
   virtual absl::StatusOr<Logits> Predict(absl::Span<const Tensor> inputs, States* states) const = 0;
 
   // Training: train mode, keeps the graph for one Backward. `seed` drives dropout.
   virtual absl::StatusOr<Logits> Forward(absl::Span<const Tensor> inputs, States* states,
                                          uint64_t seed) = 0;
 
-  // Called with the gradient of parameter `index` (index in tensors()) as soon as it is complete, from
-  // the backward pass; `owner` keeps the data alive. A parameter the loss does not depend on comes last,
-  // with zeros. FROZEN parameters never come.
+  // Called with the gradient of parameter `index` (index in tensors()) as soon as it is complete,
+  // from the backward pass; `owner` keeps the data alive. A parameter the loss does not depend on
+  // comes last, with zeros. FROZEN parameters never come.
   using OnGradient =
       std::function<void(int index, const float* data, std::shared_ptr<const void> owner)>;
-  // `gradient`: d loss / d logits, [rows, num_outputs], of the last Forward. It may be called once for
-  // each Forward.
+  // `gradient`: d loss / d logits, [rows, num_outputs], of the last Forward. It may be called once
+  // for each Forward.
   virtual absl::Status Backward(const Tensor& gradient, const OnGradient& on_gradient) = 0;
 };
 

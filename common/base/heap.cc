@@ -1,0 +1,16 @@
+#include "common/base/heap.h"
+
+#if defined(__GLIBC__)
+#include <malloc.h>
+#endif
+
+namespace codistill {
+
+void ConfigureHeapForTensors() {
+#if defined(__GLIBC__)
+  mallopt(M_MMAP_MAX, 0);         // large blocks come from the heap too
+  mallopt(M_TRIM_THRESHOLD, -1);  // whose top is never given back
+#endif
+}
+
+}  // namespace codistill
