@@ -1,0 +1,92 @@
+#include "control/exporter.h"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "common/base/file.h"
+#include "common/base/random.h"
+#include "common/base/status.h"
+#include "control/child_process.h"
+
+namespace codistill {
+namespace {
+
+bool Exists(const std::string& path) { return access(path.c_str(), R_OK) == 0; }
+
+}  // namespace
+
+absl::StatusOr<std::string> FindExporter(const std::string& flag) {
+  if (!flag.empty()) {
+    if (Exists(flag)) return flag;
+    return absl::NotFoundError(absl::StrCat("--exporter: no file ", flag));
+  }
+  char buffer[4096];
+  const ssize_t length = readlink("/proc/self/exe", buffer, sizeof(buffer) - 1);
+  const std::string self(buffer, length > 0 ? length : 0);
+  const std::string here = DirName(self);
+  const std::vector<std::string> places = {
+      here + "/models/export.py",
+      here + "/../share/codistill/models/export.py",
+      self + ".runfiles/codistill/models/export.py",
+      "models/export.py",
+  };
+  for (const std::string& place : places) {
+    if (Exists(place)) return place;
+  }
+  return absl::NotFoundError(absl::StrCat(
+      "models/export.py is in none of ", absl::StrJoin(places, ", "), "; name it with --exporter"));
+}
+
+absl::Status ExportModels(const JobConfig& job, const std::string& job_directory,
+                          const std::string& python, const std::string& exporter,
+                          const std::string& directory, const std::function<bool()>& cancelled) {
+  CODISTILL_RETURN_IF_ERROR(MakeDirs(directory));
+  const ModelExport& config = job.model().export_();
+  std::string module = config.module();
+  if (absl::EndsWith(module, ".py")) module = JoinPath(job_directory, module);
+  for (int g = 0; g < job.groups_size(); ++g) {
+    const std::string prefix = JoinPath(directory, job.groups(g).name());
+    if (Exists(prefix + ".pt") && Exists(prefix + ".safetensors") &&
+        Exists(prefix + ".tensors.textproto")) {
+      continue;
+    }
+    std::vector<std::string> argv = {python, exporter, "--module", module, "--out", prefix};
+    // torch takes seeds below 2^63; any 31 bits do.
+    argv.push_back("--seed");
+    argv.push_back(absl::StrCat(Mix(job.seed(), g) >> 33));
+    for (const ModelExport::Option& option : config.options()) {
+      argv.push_back("--option");
+      argv.push_back(absl::StrCat(option.key(), "=", option.value()));
+    }
+    const std::string log = prefix + ".export.log";
+    unlink(log.c_str());
+    CODISTILL_ASSIGN_OR_RETURN(ChildProcess child, ChildProcess::Start(argv, log));
+    const absl::Time deadline = absl::Now() + absl::Minutes(5);
+    while (!child.Poll()) {
+      const bool interrupted = cancelled && cancelled();
+      if (interrupted || absl::Now() > deadline) {
+        child.Signal(SIGKILL);
+        while (!child.Poll()) absl::SleepFor(absl::Milliseconds(5));
+        if (interrupted) return absl::CancelledError("interrupted");
+        return absl::DeadlineExceededError(
+            absl::StrCat("exporting model \"", module, "\" took longer than 5 minutes; see ", log));
+      }
+      absl::SleepFor(absl::Milliseconds(10));
+    }
+    if (!child.Poll()->clean()) {
+      return absl::InvalidArgumentError(absl::StrCat("model.export: models/export.py --module ",
+                                                     module, " ", child.Poll()->ToString(), ":\n",
+                                                     TailOfFile(log, 8)));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace codistill

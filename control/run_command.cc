@@ -1,0 +1,264 @@
+#include "control/run_command.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/file.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/base/file.h"
+#include "common/base/random.h"
+#include "common/base/status.h"
+#include "common/client/leader_client.h"
+#include "common/config/job.h"
+#include "control/daemon_client.h"
+#include "control/exporter.h"
+#include "control/fleet.h"
+#include "control/json_output.h"
+#include "control/progress.h"
+#include "control/report.h"
+#include "control/summary.h"
+
+namespace codistill {
+namespace {
+
+constexpr absl::Duration kPoll = absl::Milliseconds(100);
+constexpr absl::Duration kStatusInterval = absl::Seconds(1);
+constexpr absl::Duration kStatusTimeout = absl::Seconds(2);
+constexpr absl::Duration kDrainTimeout = absl::Seconds(30);
+
+std::atomic<int> interrupts{0};
+
+void OnInterrupt(int) {
+  if (interrupts.fetch_add(1) > 0) _exit(130);  // the kernel ends the children
+}
+
+bool Interrupted() { return interrupts.load() > 0; }
+
+std::string AbsolutePath(const std::string& path) {
+  char buffer[4096];
+  if (path.empty() || path[0] == '/' || getcwd(buffer, sizeof(buffer)) == nullptr) return path;
+  return JoinPath(buffer, path);
+}
+
+// One run from start to end.
+class Run {
+ public:
+  explicit Run(const RunOptions& options)
+      : options_(options), display_(stdout, isatty(STDOUT_FILENO) != 0, options.json) {}
+
+  absl::Status Prepare();
+  absl::Status Execute();
+
+ private:
+  absl::Status Monitor(Fleet* fleet);
+  absl::StatusOr<RunResult> Collect(const Fleet& fleet);
+  absl::Status WriteResults(const RunResult& result);
+  std::vector<DaemonStatus> PollLeaders(const Fleet& fleet);
+
+  const RunOptions options_;
+  const absl::Time start_ = absl::Now();
+  ProgressDisplay display_;
+  RunDirectory directory_;
+  JobConfig job_;
+};
+
+absl::Status Run::Prepare() {
+  std::vector<std::string> sets = options_.sets;
+  if (options_.steps > 0) sets.push_back(absl::StrCat("stop.steps=", options_.steps));
+  CODISTILL_ASSIGN_OR_RETURN(job_, LoadJob(options_.job_path, sets));
+  if (options_.out.empty()) {
+    return absl::InvalidArgumentError("--out DIR is required: where the run's files go");
+  }
+  directory_.root = AbsolutePath(options_.out);
+  CODISTILL_RETURN_IF_ERROR(ClaimRunDirectory(directory_.root, options_.resume));
+  // Another identity for every invocation: daemons of an earlier one are not ours to talk to.
+  job_.set_run_id(absl::StrCat(job_.name(), "-", absl::ToUnixMicros(absl::Now())));
+  job_.mutable_checkpoint()->set_directory(directory_.checkpoints());
+  for (GroupConfig& group : *job_.mutable_groups()) {
+    if (!group.warm_start().empty()) {
+      group.set_warm_start(JoinPath(AbsolutePath(DirName(options_.job_path)), group.warm_start()));
+    }
+  }
+  if (job_.model().has_export_()) {
+    CODISTILL_ASSIGN_OR_RETURN(const std::string exporter, FindExporter(options_.exporter));
+    CODISTILL_RETURN_IF_ERROR(ExportModels(job_, AbsolutePath(DirName(options_.job_path)),
+                                           options_.python, exporter, directory_.models(),
+                                           Interrupted));
+    job_.mutable_model()->clear_export_();
+    job_.mutable_model()->set_archive_dir(directory_.models());
+  } else {
+    job_.mutable_model()->set_archive_dir(
+        JoinPath(AbsolutePath(DirName(options_.job_path)), job_.model().archive_dir()));
+  }
+  return absl::OkStatus();
+}
+
+std::vector<DaemonStatus> Run::PollLeaders(const Fleet& fleet) {
+  std::vector<DaemonStatus> out;
+  for (const std::string& address : fleet.LeaderAddresses()) {
+    absl::StatusOr<DaemonStatus> status = GetDaemonStatus(address, kStatusTimeout);
+    // A leader that is just being started again is shown at the next turn.
+    if (status.ok()) out.push_back(*std::move(status));
+  }
+  return out;
+}
+
+absl::Status Run::Monitor(Fleet* fleet) {
+  absl::Time next_status = absl::InfinitePast();
+  const absl::Time give_up = start_ + options_.timeout;
+  while (true) {
+    if (Interrupted()) return absl::CancelledError("interrupted");
+    CODISTILL_RETURN_IF_ERROR(fleet->Supervise());
+    const absl::Time now = absl::Now();
+    const bool ended = fleet->WorkersDone() && fleet->EvaluatorDone();
+    if (ended || now >= next_status) {
+      next_status = now + kStatusInterval;
+      const std::vector<DaemonStatus> leaders = PollLeaders(*fleet);
+      size_t finished = 0;
+      for (const DaemonStatus& leader : leaders) {
+        if (leader.group_state().phase() == GroupState::FAILED) {
+          return absl::AbortedError(
+              absl::StrCat("group ", leader.group(), " failed: ", leader.group_state().error()));
+        }
+        if (leader.group_state().phase() == GroupState::FINISHED) ++finished;
+      }
+      if (ended && finished == fleet->LeaderAddresses().size()) {
+        display_.Finish(leaders);
+        return absl::OkStatus();
+      }
+      display_.Update(leaders, now);
+    }
+    if (now > give_up) {
+      return absl::DeadlineExceededError(
+          absl::StrCat("not done within --timeout ", absl::FormatDuration(options_.timeout),
+                       "; continue with --resume --out ", directory_.root));
+    }
+    absl::SleepFor(kPoll);
+  }
+}
+
+absl::StatusOr<RunResult> Run::Collect(const Fleet& fleet) {
+  RunResult result;
+  result.job = fleet.job();
+  const std::vector<std::string> leaders = fleet.LeaderAddresses();
+  for (size_t g = 0; g < leaders.size(); ++g) {
+    GroupRef ref;
+    ref.set_run_id(RunId(fleet.job()));
+    ref.set_group(fleet.job().groups(g).name());
+    absl::StatusOr<GetHistoryReply> history =
+        LeaderClient::Create(leaders[g], ref)->GetHistory(absl::Now() + absl::Seconds(10));
+    if (!history.ok()) return Annotate(history.status(), "history of group " + ref.group());
+    result.histories.push_back(*std::move(history));
+  }
+  if (fleet.job().groups_size() > 1 && fleet.job().evaluator().enabled()) {
+    CODISTILL_ASSIGN_OR_RETURN(result.group_disagreement,
+                               ReadDisagreement(directory_.evaluation()));
+  }
+  return result;
+}
+
+absl::Status Run::WriteResults(const RunResult& result) {
+  const RunSummary summary = MakeSummary(result);
+  CODISTILL_RETURN_IF_ERROR(WriteFileAtomically(directory_.metrics(), MetricsCsv(result)));
+  CODISTILL_RETURN_IF_ERROR(WriteFileAtomically(directory_.report(), ReportHtml(result, summary)));
+  // Last: whoever finds a summary finds all of it.
+  CODISTILL_RETURN_IF_ERROR(WriteFileAtomically(directory_.summary(), ToJson(summary) + "\n"));
+  if (options_.json) {
+    std::printf("%s\n", ToJson(summary, 0).c_str());
+  } else {
+    display_.Say(SummaryText(summary) + "summary  " + directory_.summary() + "\nreport   " +
+                 directory_.report());
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Run::Execute() {
+  Fleet::Options fleet_options;
+  fleet_options.job = job_;
+  fleet_options.directory = directory_;
+  fleet_options.data_dir = AbsolutePath(options_.data_dir);
+  fleet_options.binaries = BinaryPaths::Find();
+  fleet_options.restart = options_.restart;
+  fleet_options.cancelled = Interrupted;
+  fleet_options.say = [this](const std::string& line) { display_.Say(line); };
+  Fleet fleet(std::move(fleet_options));
+  // What a resumed run leaves from last time must not be taken for this one's.
+  unlink(directory_.evaluation().c_str());
+  unlink(directory_.summary().c_str());
+
+  absl::Status status = fleet.Start();
+  if (status.ok()) {
+    display_.Say(absl::StrCat("job ", job_.name(), ": ", fleet.members().size(),
+                              " daemons are up; status: codistillctl status ", directory_.root));
+    status = Monitor(&fleet);
+  }
+  absl::StatusOr<RunResult> result = absl::UnknownError("not collected");
+  if (status.ok()) {
+    result = Collect(fleet);
+    status.Update(result.status());
+  } else if (absl::IsCancelled(status) || absl::IsDeadlineExceeded(status)) {
+    display_.Say(absl::StrCat(status.message(), "; draining"));
+  }
+  const absl::Status drained = fleet.Drain(kDrainTimeout);
+  if (status.ok() && !drained.ok()) status = Annotate(drained, "the job ended, but");
+  if (!status.ok()) return status;
+  result->wall_seconds = absl::ToDoubleSeconds(absl::Now() - start_);
+  return WriteResults(*result);
+}
+
+}  // namespace
+
+absl::Status ClaimRunDirectory(const std::string& out, bool resume) {
+  const bool holds_run = access(JoinPath(out, "job.textproto").c_str(), F_OK) == 0 ||
+                         access(JoinPath(out, "checkpoints").c_str(), F_OK) == 0 ||
+                         access(JoinPath(out, "summary.json").c_str(), F_OK) == 0;
+  if (holds_run && !resume) {
+    return absl::AlreadyExistsError(absl::StrCat(
+        "--out ", out,
+        " already holds a run; continue it with --resume or choose another directory"));
+  }
+  CODISTILL_RETURN_IF_ERROR(MakeDirs(out));
+  const std::string path = JoinPath(out, ".lock");
+  // Left open on purpose: the lock goes with the process.
+  const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);
+  if (fd < 0) {
+    return absl::PermissionDeniedError(
+        absl::StrCat("cannot write in ", out, ": ", strerror(errno)));
+  }
+  if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+    close(fd);
+    return absl::FailedPreconditionError(
+        absl::StrCat("another codistillctl is running a job in ", out));
+  }
+  return absl::OkStatus();
+}
+
+int RunCommand(const RunOptions& options) {
+  struct sigaction action;
+  memset(&action, 0, sizeof(action));
+  action.sa_handler = OnInterrupt;
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+
+  Run run(options);
+  absl::Status status = run.Prepare();
+  int code = 2;
+  if (status.ok()) {
+    code = 1;
+    status = run.Execute();
+  }
+  if (status.ok()) return 0;
+  std::fprintf(stderr, "codistillctl: %s\n", std::string(status.message()).c_str());
+  return absl::IsCancelled(status) ? 130 : code;
+}
+
+}  // namespace codistill
