@@ -1,5 +1,7 @@
 #include "common/base/heap.h"
 
+#include <cstdlib>  // defines __GLIBC__ where it is
+
 #if defined(__GLIBC__)
 #include <malloc.h>
 #endif

@@ -297,9 +297,11 @@ absl::Status TorchModel::CheckTrialPass() {
   CODISTILL_ASSIGN_OR_RETURN(std::vector<torch::jit::IValue> arguments, Arguments(inputs, &zeros));
   // Same tensors as the interpreter's, whose version counters tell of writes.
   const std::vector<torch::jit::IValue> seen = arguments;
+  std::vector<uint32_t> versions;
+  for (const auto& argument : seen) versions.push_back(argument.toTensor()._version());
   CODISTILL_RETURN_IF_ERROR(Run(std::move(arguments), kBatch));
   for (size_t i = 0; i < seen.size(); ++i) {
-    if (seen[i].toTensor()._version() == 0) continue;
+    if (seen[i].toTensor()._version() == versions[i]) continue;
     const bool is_input = i < inputs.size();
     const std::string& name =
         is_input ? config().inputs(i).name() : config().states(i - inputs.size()).name();

@@ -41,9 +41,10 @@ at::Tensor ToTorch(const Tensor& tensor) {
 
 Tensor FromTorch(const at::Tensor& tensor) {
   auto owner = std::make_shared<at::Tensor>(tensor.detach().to(at::kCPU).contiguous());
+  const DataType dtype = FromTorchType(owner->scalar_type());
+  std::vector<int64_t> shape = owner->sizes().vec();
   void* data = owner->data_ptr();
-  return Tensor::Adopt(FromTorchType(owner->scalar_type()), owner->sizes().vec(), data,
-                       std::move(owner));
+  return Tensor::Adopt(dtype, std::move(shape), data, std::move(owner));
 }
 
 std::string TorchMessage(const std::exception& error) {
