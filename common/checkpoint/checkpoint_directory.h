@@ -1,0 +1,75 @@
+#ifndef CODISTILL_COMMON_CHECKPOINT_CHECKPOINT_DIRECTORY_H_
+#define CODISTILL_COMMON_CHECKPOINT_CHECKPOINT_DIRECTORY_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/base/file.h"
+#include "proto/checkpoint.pb.h"
+
+namespace codistill {
+
+// The checkpoints of one group, as its leader sees them: which are there, which is the newest whole
+// one, and what is left over from writes that never became one. Holding this object is owning the
+// directory: the file CLAIM in it is locked, which the system undoes when the process ends, however
+// it ends. Not thread-safe; used from one thread at a time.
+class CheckpointDirectory {
+ public:
+  // Creates the directory if need be and claims it. ALREADY_EXISTS names the directory when another
+  // process holds it.
+  static absl::StatusOr<std::unique_ptr<CheckpointDirectory>> Claim(
+      const std::string& directory, FileSystem* file_system = FileSystem::Real());
+  ~CheckpointDirectory();
+  CheckpointDirectory(const CheckpointDirectory&) = delete;
+  CheckpointDirectory& operator=(const CheckpointDirectory&) = delete;
+
+  const std::string& path() const { return path_; }
+
+  // The newest generation any leader of this directory has begun: that of the file GENERATION or of
+  // a manifest, whichever is larger; 0 = none.
+  absl::StatusOr<uint64_t> LastGeneration();
+  // Durably notes that `generation` begins.
+  absl::Status BeginGeneration(uint64_t generation);
+
+  // Versions of the manifests in the directory, newest (largest generation, then step) first.
+  absl::StatusOr<std::vector<Version>> List();
+
+  struct Newest {
+    // Null when the directory has no checkpoint at all.
+    std::unique_ptr<CheckpointManifest> manifest;
+    // Why newer ones were passed over, each naming the file at fault.
+    std::vector<absl::Status> refused;
+  };
+  // The newest checkpoint whose manifest and files are all whole, skipping the versions in
+  // `except`. DATA_LOSS, naming every fault, when there are checkpoints and all of them are
+  // damaged: starting afresh is then for people to decide.
+  absl::StatusOr<Newest> FindNewest(const std::vector<Version>& except = {});
+
+  // Makes a checkpoint of files that are all durable. Afterwards removes the oldest ones so that
+  // `keep` (at least 1) are left; what cannot be removed is left for the next time.
+  absl::Status Commit(const CheckpointManifest& manifest, int keep);
+
+  // Removes shard files and temporary files no manifest names. Returns how many. Only while no
+  // shard is writing. Files of a manifest that cannot be read are spared.
+  absl::StatusOr<int> SweepOrphans();
+
+ private:
+  CheckpointDirectory(std::string path, FileSystem* file_system, int claim_fd)
+      : path_(std::move(path)), file_system_(file_system), claim_fd_(claim_fd) {}
+
+  const std::string path_;
+  FileSystem* const file_system_;
+  const int claim_fd_;
+};
+
+// The manifest and every file it names, by length and checksum. Errors name the file at fault.
+absl::Status VerifyCheckpoint(const std::string& directory, const CheckpointManifest& manifest,
+                              FileSystem* file_system = FileSystem::Real());
+
+}  // namespace codistill
+
+#endif  // CODISTILL_COMMON_CHECKPOINT_CHECKPOINT_DIRECTORY_H_
