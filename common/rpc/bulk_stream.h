@@ -12,8 +12,8 @@
 
 namespace codistill {
 
-// One streaming call of raw messages, client side, blocking: the thread that calls waits on a completion
-// queue of this stream. One thread at a time. The deadline covers the whole call.
+// One streaming call of raw messages, client side, blocking: the thread that calls waits on a
+// completion queue of this stream. One thread at a time. The deadline covers the whole call.
 class BulkStream {
  public:
   static std::unique_ptr<BulkStream> Open(const std::shared_ptr<grpc::Channel>& channel,

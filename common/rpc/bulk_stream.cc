@@ -1,0 +1,110 @@
+#include "common/rpc/bulk_stream.h"
+
+#include <utility>
+
+#include "common/rpc/channel.h"
+#include "common/rpc/grpc_status.h"
+#include "grpcpp/client_context.h"
+#include "grpcpp/completion_queue.h"
+#include "grpcpp/generic/generic_stub.h"
+
+namespace codistill {
+
+// One operation is in flight at a time, so one completion queue and one tag do: whoever starts an
+// operation waits for its end, and drives the connection's polling meanwhile.
+class BulkStream::Impl {
+ public:
+  Impl(const std::shared_ptr<grpc::Channel>& channel, const std::string& full_method,
+       absl::Time deadline)
+      : channel_(channel), context_(MakeContext(deadline)) {
+    grpc::GenericStub stub(channel_);
+    stream_ = stub.PrepareCall(context_.get(), full_method, &queue_);
+    stream_->StartCall(this);
+    writes_done_ = !Wait();
+  }
+
+  ~Impl() {
+    if (!finished_) {
+      context_->TryCancel();
+      Finish().IgnoreError();  // CANCELLED, as wanted
+    }
+    queue_.Shutdown();
+    void* tag;
+    bool ok;
+    while (queue_.Next(&tag, &ok)) {
+    }
+  }
+
+  bool Write(grpc::ByteBuffer message) {
+    if (writes_done_ || finished_) return false;
+    stream_->Write(message, this);
+    if (Wait()) return true;
+    writes_done_ = true;
+    return false;
+  }
+
+  void WritesDone() {
+    if (writes_done_ || finished_) return;
+    writes_done_ = true;
+    stream_->WritesDone(this);
+    Wait();
+  }
+
+  bool Read(grpc::ByteBuffer* message) {
+    if (reads_done_ || finished_) return false;
+    stream_->Read(message, this);
+    if (Wait()) return true;
+    reads_done_ = true;
+    return false;
+  }
+
+  absl::Status Finish() {
+    if (finished_) return status_;
+    // The call's status comes after its last message: what nobody read is dropped here.
+    WritesDone();
+    grpc::ByteBuffer dropped;
+    while (Read(&dropped)) {
+    }
+    grpc::Status status;
+    stream_->Finish(&status, this);
+    Wait();
+    finished_ = true;
+    status_ = FromGrpcStatus(status);
+    return status_;
+  }
+
+  void Cancel() { context_->TryCancel(); }
+
+ private:
+  bool Wait() {
+    void* tag;
+    bool ok = false;
+    return queue_.Next(&tag, &ok) && ok;
+  }
+
+  const std::shared_ptr<grpc::Channel> channel_;
+  const std::unique_ptr<grpc::ClientContext> context_;  // TryCancel is thread-safe
+  grpc::CompletionQueue queue_;
+  std::unique_ptr<grpc::GenericClientAsyncReaderWriter> stream_;
+  bool writes_done_ = false;
+  bool reads_done_ = false;
+  bool finished_ = false;
+  absl::Status status_;
+};
+
+std::unique_ptr<BulkStream> BulkStream::Open(const std::shared_ptr<grpc::Channel>& channel,
+                                             const std::string& full_method, absl::Time deadline) {
+  return std::unique_ptr<BulkStream>(
+      new BulkStream(std::make_unique<Impl>(channel, full_method, deadline)));
+}
+
+BulkStream::BulkStream(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+BulkStream::~BulkStream() = default;
+
+bool BulkStream::Write(grpc::ByteBuffer message) { return impl_->Write(std::move(message)); }
+void BulkStream::WritesDone() { impl_->WritesDone(); }
+bool BulkStream::Read(grpc::ByteBuffer* message) { return impl_->Read(message); }
+absl::Status BulkStream::Finish() { return impl_->Finish(); }
+void BulkStream::Cancel() { impl_->Cancel(); }
+
+}  // namespace codistill
