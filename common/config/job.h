@@ -18,12 +18,13 @@ namespace codistill {
 absl::StatusOr<JobConfig> LoadJob(const std::string& path,
                                   const std::vector<std::string>& overrides = {});
 
-// All rules on a job, including those across fields. OK or INVALID_ARGUMENT with one line a mistake.
+// All rules on a job, including those across fields. OK or INVALID_ARGUMENT with one line a
+// mistake.
 absl::Status ValidateJob(const JobConfig& job);
 
 // Sets one field by path: "stop.steps=100", "groups[1].num_shards=4", "groups.num_workers=2" (every
-// element), "training.optimizer.kind=ADAM". INVALID_ARGUMENT names the part of the path that does not
-// exist (and lists the fields there are) or the value that does not fit.
+// element), "training.optimizer.kind=ADAM". INVALID_ARGUMENT names the part of the path that does
+// not exist (and lists the fields there are) or the value that does not fit.
 absl::Status SetField(absl::string_view assignment, JobConfig* job);
 
 // Writes `job` as a text proto, atomically.
@@ -32,17 +33,17 @@ absl::Status SaveJob(const JobConfig& job, const std::string& path);
 // Index of a group by name; NOT_FOUND lists the groups there are.
 absl::StatusOr<int> FindGroup(const JobConfig& job, absl::string_view name);
 
-// Indices of the groups that teach `group` under the job's topology; empty when codistillation is off
-// or there is one group.
+// Indices of the groups that teach `group` under the job's topology; empty when codistillation is
+// off or there is one group.
 std::vector<int> TeachersOf(const JobConfig& job, int group);
 
 // `run_id`, or the job's name where it is not set.
 std::string RunId(const JobConfig& job);
 
 // Paths of a group's files in model.archive_dir.
-std::string ArchivePath(const JobConfig& job, int group);      // GROUP.pt
-std::string WeightsPath(const JobConfig& job, int group);      // GROUP.safetensors
-std::string TensorListPath(const JobConfig& job, int group);   // GROUP.tensors.textproto
+std::string ArchivePath(const JobConfig& job, int group);     // GROUP.pt
+std::string WeightsPath(const JobConfig& job, int group);     // GROUP.safetensors
+std::string TensorListPath(const JobConfig& job, int group);  // GROUP.tensors.textproto
 // Directory of a group's checkpoints; empty if the job has none.
 std::string CheckpointDirectory(const JobConfig& job, int group);
 

@@ -18,8 +18,8 @@ float TeacherWeightAt(const JobConfig& job, int64_t step);
 bool PublishesAt(const JobConfig& job, int64_t step);
 // Whether a checkpoint follows `step` (every checkpoint.every_steps, and the last step).
 bool CheckpointsAt(const JobConfig& job, int64_t step);
-// Whether the evaluator measures the cut of `step` (every evaluation.every_steps, and the last step).
-// Validation makes sure that such a step is also a published one.
+// Whether the evaluator measures the cut of `step` (every evaluation.every_steps, and the last
+// step). Validation makes sure that such a step is also a published one.
 bool EvaluatesAt(const JobConfig& job, int64_t step);
 
 }  // namespace codistill

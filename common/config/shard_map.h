@@ -11,11 +11,12 @@
 
 namespace codistill {
 
-// Places tensors on shards; a pure function of its arguments, so that every process computes the same
-// map. Tensors of at least kSplitElements elements are cut into one near-equal contiguous piece a shard
-// (cuts on multiples of 16 elements); smaller ones, and all buffers, go whole to the shard with the
-// fewest bytes so far, in order of falling size, ties by name and lowest shard. TIED tensors have no
-// pieces. INVALID_ARGUMENT names a tensor with a bad shape, dtype, role or a name used twice.
+// Places tensors on shards; a pure function of its arguments, so that every process computes the
+// same map. Tensors of at least kSplitElements elements are cut into one near-equal contiguous
+// piece a shard (cuts on multiples of 16 elements); smaller ones, and all buffers, go whole to the
+// shard with the fewest bytes so far, in order of falling size, ties by name and lowest shard. TIED
+// tensors have no pieces. INVALID_ARGUMENT names a tensor with a bad shape, dtype, role or a name
+// used twice.
 inline constexpr int64_t kSplitElements = 16384;
 absl::StatusOr<ShardMap> BuildShardMap(const TensorList& tensors, int num_shards);
 

@@ -1,0 +1,69 @@
+#include "common/config/schedule.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace codistill {
+namespace {
+
+bool IsDue(int64_t every, int64_t step, int64_t last) {
+  return step >= 1 && (step == last || (every > 0 && step % every == 0));
+}
+
+}  // namespace
+
+double LearningRateAt(const JobConfig& job, int64_t step) {
+  constexpr double kPi = 3.14159265358979323846;
+  const OptimizerConfig& optimizer = job.training().optimizer();
+  const LearningRateSchedule& schedule = optimizer.schedule();
+  const double floor = schedule.end_factor();
+  // Counted in steps taken before this one, so that step 1 has the full rate.
+  const int64_t decay = schedule.decay_steps() > 0 ? schedule.decay_steps() : job.stop().steps();
+  const double part =
+      decay > 0 ? std::clamp(static_cast<double>(step - 1) / static_cast<double>(decay), 0.0, 1.0)
+                : 0.0;
+  double factor = 1;
+  switch (schedule.kind()) {
+    case LearningRateSchedule::CONSTANT:
+      break;
+    case LearningRateSchedule::LINEAR:
+      factor = 1 + (floor - 1) * part;
+      break;
+    case LearningRateSchedule::COSINE:
+      factor = floor + (1 - floor) * 0.5 * (1 + std::cos(kPi * part));
+      break;
+    case LearningRateSchedule::STEP:
+      for (const int64_t boundary : schedule.step_boundaries()) {
+        if (step >= boundary) factor *= schedule.step_factor();
+      }
+      break;
+  }
+  if (schedule.warmup_steps() > 0) {
+    factor *= std::min(1.0, static_cast<double>(step) / schedule.warmup_steps());
+  }
+  return optimizer.learning_rate() * factor;
+}
+
+float TeacherWeightAt(const JobConfig& job, int64_t step) {
+  const CodistillationConfig& codistillation = job.codistillation();
+  if (!codistillation.enabled() || job.groups_size() < 2) return 0;
+  const int64_t after = step - codistillation.burn_in_steps();
+  if (after <= 0) return 0;
+  if (after >= codistillation.ramp_steps()) return codistillation.weight();
+  return static_cast<float>(codistillation.weight() * static_cast<double>(after) /
+                            static_cast<double>(codistillation.ramp_steps()));
+}
+
+bool PublishesAt(const JobConfig& job, int64_t step) {
+  return IsDue(job.training().publish_every_steps(), step, job.stop().steps());
+}
+
+bool CheckpointsAt(const JobConfig& job, int64_t step) {
+  return IsDue(job.checkpoint().every_steps(), step, job.stop().steps());
+}
+
+bool EvaluatesAt(const JobConfig& job, int64_t step) {
+  return IsDue(job.evaluation().every_steps(), step, job.stop().steps());
+}
+
+}  // namespace codistill

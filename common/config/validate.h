@@ -1,0 +1,67 @@
+// The rules on a job, as data: LoadJob drops what follows from a mistake it has already reported.
+
+#ifndef CODISTILL_COMMON_CONFIG_VALIDATE_H_
+#define CODISTILL_COMMON_CONFIG_VALIDATE_H_
+
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/string_view.h"
+#include "proto/job.pb.h"
+
+namespace codistill {
+namespace internal {
+
+struct Mistake {
+  std::string path;     // of the field at fault
+  std::string problem;  // "what is wrong (value); what would be right"
+};
+
+// Whether `path` is `field` or lies inside it.
+bool IsWithin(absl::string_view path, absl::string_view field);
+
+// What a data source puts into a batch, as far as its configuration alone tells.
+struct BatchField {
+  std::string name;
+  DataType dtype = DT_INVALID;
+  std::vector<int64_t> shape;  // of one example
+};
+std::vector<BatchField> BatchFields(const DatasetConfig& dataset);
+
+// Collects mistakes of one message; `At` gives the paths of its fields.
+class Mistakes {
+ public:
+  void Add(std::string path, std::string problem) {
+    mistakes_.push_back({std::move(path), std::move(problem)});
+  }
+  // "must be at least MINIMUM".
+  void AtLeast(const std::string& path, int64_t value, int64_t minimum);
+  void Between(const std::string& path, int64_t value, int64_t minimum, int64_t maximum);
+  // A finite number that is greater than 0 / not negative / in [0, 1).
+  void Positive(const std::string& path, double value);
+  void NotNegative(const std::string& path, double value);
+  void Fraction(const std::string& path, double value);
+  void Required(const std::string& path, bool present, absl::string_view what);
+
+  // Whether there is one about `path` or a field inside it.
+  bool HasWithin(const std::string& path) const;
+
+  std::vector<Mistake> Take() { return std::move(mistakes_); }
+
+ private:
+  std::vector<Mistake> mistakes_;
+};
+
+// The parts of FindMistakes.
+void CheckData(const JobConfig& job, Mistakes* mistakes);         // validate_data.cc
+void CheckModelInputs(const JobConfig& job, Mistakes* mistakes);  // against the data's batches
+
+// All mistakes of a job, in the order of its fields.
+std::vector<Mistake> FindMistakes(const JobConfig& job);
+
+}  // namespace internal
+}  // namespace codistill
+
+#endif  // CODISTILL_COMMON_CONFIG_VALIDATE_H_
