@@ -29,9 +29,9 @@ class LeaderClient {
   virtual absl::StatusOr<GetHistoryReply> GetHistory(absl::Time deadline) = 0;
 };
 
-// Follows a group's state through Watch on a thread of its own: reconnects by itself when the stream
-// breaks or falls silent for 5 s, until destroyed. `on_state` is called from that thread for every
-// message (a copy in which shard_map is always filled once known).
+// Follows a group's state through Watch on a thread of its own: reconnects by itself when the
+// stream breaks or falls silent for 5 s, until destroyed. `on_state` is called from that thread for
+// every message (a copy in which shard_map is always filled once known).
 class GroupWatcher {
  public:
   static std::unique_ptr<GroupWatcher> Start(const std::string& leader_address, GroupRef group,

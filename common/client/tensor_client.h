@@ -20,8 +20,8 @@ namespace codistill {
 class PushStream {
  public:
   virtual ~PushStream() = default;  // cancels the push if it was not finished
-  // The mean gradient of tensor `index` (shard-map index), fp32, whole. `owner` keeps `data` alive and
-  // unchanged until gRPC lets go of it. Errors surface in Finish.
+  // The mean gradient of tensor `index` (shard-map index), fp32, whole. `owner` keeps `data` alive
+  // and unchanged until gRPC lets go of it. Errors surface in Finish.
   virtual void AddGradient(int index, const float* data, std::shared_ptr<const void> owner) = 0;
   // The value of a buffer after the step.
   virtual void AddBuffer(int index, const void* data, std::shared_ptr<const void> owner) = 0;
@@ -33,8 +33,8 @@ class PushStream {
     std::string message;  // why REJECTED, ...
     uint64_t bytes = 0;   // sent, headers included
   };
-  // Sends END (squared_norm, finite and not_finite_tensor are filled in here, per shard) and waits for
-  // the decision. Fails with the first shard's error, prefixed by its index and address.
+  // Sends END (squared_norm, finite and not_finite_tensor are filled in here, per shard) and waits
+  // for the decision. Fails with the first shard's error, prefixed by its index and address.
   virtual absl::StatusOr<Result> Finish(PushEnd end) = 0;
 };
 
@@ -56,9 +56,9 @@ class TensorClient {
     Version version;
     uint64_t bytes = 0;
   };
-  // Reads the group's tensors of `step` straight into `tensors`, one view for every tensor of the shard
-  // map (views of TIED tensors may be empty). Complete or an error: on failure the contents are
-  // unspecified. FAILED_PRECONDITION if a view's dtype or size differs from the map.
+  // Reads the group's tensors of `step` straight into `tensors`, one view for every tensor of the
+  // shard map (views of TIED tensors may be empty). Complete or an error: on failure the contents
+  // are unspecified. FAILED_PRECONDITION if a view's dtype or size differs from the map.
   virtual absl::StatusOr<PullResult> Pull(Source source, uint64_t generation, int64_t step,
                                           absl::Span<const TensorView> tensors,
                                           absl::Time deadline) = 0;

@@ -1,0 +1,141 @@
+#include "common/client/shard_pull.h"
+
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "common/rpc/bulk_stream.h"
+#include "common/rpc/frame.h"
+
+namespace codistill {
+namespace {
+
+constexpr char kPullMethod[] = "/codistill.TensorTransfer/Pull";
+
+// What has come of one shard's stream.
+class PullReader {
+ public:
+  PullReader(const ShardLayout& layout, int shard, absl::Span<const TensorView> tensors)
+      : layout_(layout),
+        shard_(shard),
+        tensors_(tensors),
+        received_(layout.of_shard(shard).size(), 0) {}
+
+  absl::Status Take(grpc::ByteBuffer* message) {
+    bytes_ += message->Length();
+    TensorFrame frame;
+    DecodedPayload payload;
+    if (absl::Status status =
+            DecodedPayload::Decode(message, TensorFrame::kPayloadFieldNumber, &frame, &payload);
+        !status.ok()) {
+      return absl::DataLossError(absl::StrCat("bad frame: ", status.message()));
+    }
+    if (ended_) return absl::DataLossError("a frame after the end of the pull");
+    const FrameHeader& header = frame.header();
+    if (!begun_) {
+      if (!header.has_pull_begin()) return absl::DataLossError("the first frame is no PullBegin");
+      begun_ = true;
+      begin_ = header.pull_begin();
+      return absl::OkStatus();
+    }
+    if (header.has_chunk()) return TakeChunk(header.chunk(), payload);
+    if (!header.has_pull_end()) return absl::DataLossError("neither a chunk nor a PullEnd");
+    ended_ = true;
+    return CheckEnd(header.pull_end());
+  }
+
+  absl::Status CheckComplete() const {
+    if (ended_) return absl::OkStatus();
+    return absl::DataLossError(
+        absl::StrCat("the stream ended after ", chunks_, " chunks, without a PullEnd"));
+  }
+
+  const Version& version() const { return begin_.version(); }
+  uint64_t bytes() const { return bytes_; }
+
+ private:
+  absl::Status TakeChunk(const TensorChunk& chunk, const DecodedPayload& payload) {
+    ++chunks_;
+    const int index = layout_.FindPiece(shard_, chunk.tensor(), chunk.begin());
+    if (index < 0) {
+      return absl::DataLossError(absl::StrCat("chunk of tensor ", chunk.tensor(), " at ",
+                                              chunk.begin(), ", which this shard does not hold"));
+    }
+    const Piece& piece = layout_.of_shard(shard_)[index];
+    const TensorSpec& spec = layout_.tensor(piece.tensor());
+    const int64_t due = piece.begin() + received_[index];
+    if (chunk.begin() != due || chunk.count() < 1 ||
+        chunk.count() > piece.begin() + piece.count() - due) {
+      return absl::DataLossError(absl::StrCat(
+          "chunk [", chunk.begin(), ", +", chunk.count(), ") of tensor ", spec.name(),
+          "; it must begin at ", due, " and end within ", piece.begin() + piece.count()));
+    }
+    const size_t size = ElementSize(spec.dtype());
+    if (chunk.dtype() != spec.dtype() || chunk.content() != TensorChunk::VALUE ||
+        chunk.encoding() != TensorChunk::DENSE || payload.count() != 1 ||
+        payload.size(0) != chunk.count() * size) {
+      return absl::DataLossError(absl::StrCat(
+          "chunk of tensor ", spec.name(), " is ", DataTypeName(chunk.dtype()), " with ",
+          payload.count() == 1 ? payload.size(0) : 0, " bytes; it must be the values, ",
+          DataTypeName(spec.dtype()), " with ", chunk.count() * size, " bytes"));
+    }
+    payload.CopyTo(0, static_cast<char*>(tensors_[piece.tensor()].data) + chunk.begin() * size);
+    payload_bytes_ += payload.size(0);
+    received_[index] += chunk.count();
+    return absl::OkStatus();
+  }
+
+  absl::Status CheckEnd(const PullEnd& end) const {
+    for (size_t i = 0; i < received_.size(); ++i) {
+      const Piece& piece = layout_.of_shard(shard_)[i];
+      if (received_[i] != piece.count()) {
+        return absl::DataLossError(absl::StrCat("only ", received_[i], " of ", piece.count(),
+                                                " elements of tensor ",
+                                                layout_.tensor(piece.tensor()).name(), " came"));
+      }
+    }
+    if (chunks_ != begin_.chunks() || payload_bytes_ != end.bytes()) {
+      return absl::DataLossError(absl::StrCat(chunks_, " chunks with ", payload_bytes_,
+                                              " bytes came of ", begin_.chunks(), " with ",
+                                              end.bytes()));
+    }
+    return absl::OkStatus();
+  }
+
+  const ShardLayout& layout_;
+  const int shard_;
+  const absl::Span<const TensorView> tensors_;
+  std::vector<int64_t> received_;  // elements, by piece of the shard
+  bool begun_ = false;
+  bool ended_ = false;
+  PullBegin begin_;
+  int64_t chunks_ = 0;
+  int64_t payload_bytes_ = 0;
+  uint64_t bytes_ = 0;
+};
+
+}  // namespace
+
+absl::StatusOr<ShardPullResult> PullShard(const std::shared_ptr<grpc::Channel>& channel,
+                                          const PullRequest& request, const ShardLayout& layout,
+                                          int shard, absl::Span<const TensorView> tensors,
+                                          absl::Time deadline, CallGroup* group) {
+  const std::unique_ptr<BulkStream> stream = BulkStream::Open(channel, kPullMethod, deadline);
+  CallGroup::Member member(group, stream.get());
+  stream->Write(EncodeWithPayload(request, TensorFrame::kPayloadFieldNumber, {}));
+  stream->WritesDone();
+
+  PullReader reader(layout, shard, tensors);
+  grpc::ByteBuffer message;
+  while (stream->Read(&message)) {
+    if (absl::Status status = reader.Take(&message); !status.ok()) {
+      stream->Cancel();
+      return status;
+    }
+  }
+  CODISTILL_RETURN_IF_ERROR(stream->Finish());
+  CODISTILL_RETURN_IF_ERROR(reader.CheckComplete());
+  return ShardPullResult{reader.version(), reader.bytes()};
+}
+
+}  // namespace codistill

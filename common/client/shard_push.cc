@@ -1,0 +1,154 @@
+#include "common/client/shard_push.h"
+
+#include <cmath>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/base/executor.h"
+#include "common/base/status.h"
+#include "common/client/sum_of_squares.h"
+#include "common/rpc/bulk_stream.h"
+#include "common/rpc/frame.h"
+
+namespace codistill {
+namespace {
+
+constexpr char kPushMethod[] = "/codistill.TensorTransfer/Push";
+
+}  // namespace
+
+ShardPush::ShardPush(std::shared_ptr<grpc::Channel> channel, PushBegin begin, absl::Time deadline,
+                     std::string label, CallGroup* group)
+    : deadline_(deadline),
+      label_(std::move(label)),
+      group_(group),
+      thread_([this, channel = std::move(channel), begin = std::move(begin)] {
+        SetThreadName("push");
+        Run(channel, begin);
+      }) {}
+
+ShardPush::~ShardPush() {
+  {
+    MutexLock lock(&mu_);
+    if (!over_ && !end_queued_) over_ = true;
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+void ShardPush::Add(Part part) {
+  MutexLock lock(&mu_);
+  // The stream has the same deadline, so that `over_` comes by then.
+  mu_.AwaitWithDeadline(absl::Condition(this, &ShardPush::HasRoom), deadline_);
+  if (over_ || !HasRoom()) return;
+  queued_bytes_ += part.size;
+  parts_.push_back(std::move(part));
+}
+
+void ShardPush::SendEnd(PushEnd end) {
+  MutexLock lock(&mu_);
+  end_ = std::move(end);
+  end_queued_ = true;
+}
+
+absl::StatusOr<PushReply> ShardPush::Wait() {
+  if (thread_.joinable()) thread_.join();
+  MutexLock lock(&mu_);
+  if (!status_.ok()) return status_;
+  return reply_;
+}
+
+void ShardPush::Run(std::shared_ptr<grpc::Channel> channel, const PushBegin& begin) {
+  absl::Status status;
+  {
+    const std::unique_ptr<BulkStream> stream = BulkStream::Open(channel, kPushMethod, deadline_);
+    CallGroup::Member member(group_, stream.get());
+    status = Send(stream.get(), begin);
+  }
+  status = Annotate(status, label_);
+  {
+    MutexLock lock(&mu_);
+    over_ = true;
+    status_ = status;
+    // Lets go of gradients that nobody will send.
+    parts_.clear();
+    queued_bytes_ = 0;
+  }
+  group_->Fail(status);
+}
+
+absl::Status ShardPush::Send(BulkStream* stream, const PushBegin& begin) {
+  FrameHeader header;
+  *header.mutable_begin() = begin;
+  if (!Write(stream, header, nullptr)) return ReadReply(stream);
+  while (true) {
+    Part part;
+    {
+      MutexLock lock(&mu_);
+      if (!mu_.AwaitWithDeadline(absl::Condition(this, &ShardPush::HasWork), deadline_)) {
+        stream->Cancel();
+        return absl::DeadlineExceededError("the push was not completed by its deadline");
+      }
+      if (over_) {  // abandoned by the caller
+        stream->Cancel();
+        return absl::CancelledError("push abandoned");
+      }
+      if (parts_.empty()) break;  // END
+      part = std::move(parts_.front());
+      parts_.pop_front();
+      queued_bytes_ -= part.size;
+    }
+    *header.mutable_chunk() = part.chunk;
+    if (!Write(stream, header, &part)) return ReadReply(stream);
+  }
+  {
+    MutexLock lock(&mu_);
+    *header.mutable_end() = end_;
+  }
+  header.mutable_end()->set_squared_norm(squared_norm_);
+  header.mutable_end()->set_finite(not_finite_tensor_.empty());
+  header.mutable_end()->set_not_finite_tensor(not_finite_tensor_);
+  Write(stream, header, nullptr);
+  return ReadReply(stream);
+}
+
+bool ShardPush::Write(BulkStream* stream, const FrameHeader& header, const Part* part) {
+  TensorFrame frame;
+  *frame.mutable_header() = header;
+  std::vector<PayloadRef> payloads;
+  if (part != nullptr) {
+    payloads.push_back({part->data, part->size, part->owner});
+    if (part->chunk.dtype() == DT_FLOAT) {
+      const double squares = SumOfSquares(static_cast<const float*>(part->data),
+                                          static_cast<int64_t>(part->size / sizeof(float)));
+      if (!std::isfinite(squares) && not_finite_tensor_.empty()) not_finite_tensor_ = part->name;
+      if (part->chunk.content() == TensorChunk::GRADIENT) squared_norm_ += squares;
+    }
+  }
+  grpc::ByteBuffer message = EncodeWithPayload(frame, TensorFrame::kPayloadFieldNumber, payloads);
+  bytes_.fetch_add(message.Length(), std::memory_order_relaxed);
+  return stream->Write(std::move(message));
+}
+
+absl::Status ShardPush::ReadReply(BulkStream* stream) {
+  // Half-closing only now: to a shard, a half-close before END may come from a worker that died.
+  // After a write that failed the shard has answered already, perhaps before it read everything.
+  stream->WritesDone();
+  grpc::ByteBuffer message;
+  const bool replied = stream->Read(&message);
+  CODISTILL_RETURN_IF_ERROR(stream->Finish());
+  PushReply reply;
+  DecodedPayload none;
+  if (!replied) return absl::DataLossError("the shard ended the push without a reply");
+  if (absl::Status status =
+          DecodedPayload::Decode(&message, TensorFrame::kPayloadFieldNumber, &reply, &none);
+      !status.ok()) {
+    return absl::DataLossError(absl::StrCat("bad PushReply: ", status.message()));
+  }
+  MutexLock lock(&mu_);
+  reply_ = std::move(reply);
+  return absl::OkStatus();
+}
+
+}  // namespace codistill

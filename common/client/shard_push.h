@@ -1,0 +1,86 @@
+#ifndef CODISTILL_COMMON_CLIENT_SHARD_PUSH_H_
+#define CODISTILL_COMMON_CLIENT_SHARD_PUSH_H_
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/base/mutex.h"
+#include "common/client/call_group.h"
+#include "grpcpp/channel.h"
+#include "proto/parameter_server.pb.h"
+
+namespace codistill {
+
+// Bytes of payload that wait to be sent to one shard; whoever adds more waits.
+inline constexpr size_t kMaxQueuedPushBytes = 16 << 20;
+
+// The stream of one push to one shard, with a thread that sends. Add and SendEnd are called by one
+// thread.
+class ShardPush {
+ public:
+  struct Part {
+    TensorChunk chunk;
+    std::string name;  // of the tensor, for not_finite_tensor
+    const void* data = nullptr;
+    size_t size = 0;
+    std::shared_ptr<const void> owner;
+  };
+
+  ShardPush(std::shared_ptr<grpc::Channel> channel, PushBegin begin, absl::Time deadline,
+            std::string label, CallGroup* group);
+  // Cancels the stream if it has not ended.
+  ~ShardPush();
+
+  // Queues one frame. Waits while more than kMaxQueuedPushBytes are queued; drops it once the push
+  // has failed or was answered early.
+  void Add(Part part);
+  // Queues END. `squared_norm`, `finite` and `not_finite_tensor` are those of this shard's frames.
+  void SendEnd(PushEnd end);
+  // After SendEnd: waits for the shard's answer. On failure the error is in the group.
+  absl::StatusOr<PushReply> Wait();
+
+  uint64_t bytes() const { return bytes_.load(std::memory_order_relaxed); }
+
+ private:
+  void Run(std::shared_ptr<grpc::Channel> channel, const PushBegin& begin);
+  absl::Status Send(BulkStream* stream, const PushBegin& begin);
+  absl::Status ReadReply(BulkStream* stream);
+  bool Write(BulkStream* stream, const FrameHeader& header, const Part* part);
+  bool HasRoom() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return over_ || queued_bytes_ < kMaxQueuedPushBytes;
+  }
+  bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return over_ || !parts_.empty() || end_queued_;
+  }
+
+  const absl::Time deadline_;
+  const std::string label_;  // "shard 1 (host:port)"
+  CallGroup* const group_;
+
+  Mutex mu_;
+  std::deque<Part> parts_ ABSL_GUARDED_BY(mu_);
+  size_t queued_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  bool end_queued_ ABSL_GUARDED_BY(mu_) = false;
+  PushEnd end_ ABSL_GUARDED_BY(mu_);
+  bool over_ ABSL_GUARDED_BY(mu_) = false;  // nothing more will be sent
+  absl::Status status_ ABSL_GUARDED_BY(mu_);
+  PushReply reply_ ABSL_GUARDED_BY(mu_);
+
+  std::atomic<uint64_t> bytes_{0};
+  // Of what was sent; the sending thread's own.
+  double squared_norm_ = 0;
+  std::string not_finite_tensor_;
+
+  std::thread thread_;
+};
+
+}  // namespace codistill
+
+#endif  // CODISTILL_COMMON_CLIENT_SHARD_PUSH_H_
