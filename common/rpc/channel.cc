@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/status.h"
+#include "grpc/grpc.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
 #include "grpcpp/support/channel_arguments.h"
@@ -38,6 +39,7 @@ bool IsTransient(const absl::Status& status) {
 }  // namespace
 
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, ChannelUse use) {
+  internal::KeepGrpcRunning();
   grpc::ChannelArguments arguments;
   // The guard against a bad length, on both sides.
   arguments.SetMaxReceiveMessageSize(MaxMessageBytes(use));
@@ -85,4 +87,15 @@ absl::Status RetryUntil(absl::Time deadline, const std::function<absl::Status()>
   }
 }
 
+namespace internal {
+
+void KeepGrpcRunning() {
+  static const bool once = [] {
+    grpc_init();
+    return true;
+  }();
+  static_cast<void>(once);
+}
+
+}  // namespace internal
 }  // namespace codistill

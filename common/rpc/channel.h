@@ -42,6 +42,14 @@ std::unique_ptr<grpc::ClientContext> MakeContext(absl::Time deadline);
 absl::Status RetryUntil(absl::Time deadline, const std::function<absl::Status()>& attempt,
                         const std::function<bool()>& stop = nullptr);
 
+namespace internal {
+
+// Keeps gRPC's library initialised until the process ends. It would otherwise be taken down with
+// the last channel or server, which now and then waits 10 s for a poller of its own
+// (default-executor, run_poller). Called by whatever makes channels and servers.
+void KeepGrpcRunning();
+
+}  // namespace internal
 }  // namespace codistill
 
 #endif  // CODISTILL_COMMON_RPC_CHANNEL_H_

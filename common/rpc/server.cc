@@ -38,6 +38,7 @@ absl::Status RpcServer::Listen() {
   CODISTILL_ASSIGN_OR_RETURN(HostPort address, ParseHostPort(options_.address));
   CODISTILL_RETURN_IF_ERROR(CheckListenAddress(address, options_.insecure_listen));
 
+  internal::KeepGrpcRunning();
   EnableHealthAndReflection();
   grpc::ServerBuilder builder;
   builder.AddListeningPort(address.ToString(), grpc::InsecureServerCredentials(), &port_);
