@@ -47,7 +47,7 @@ absl::StatusOr<std::string> FindExporter(const std::string& flag) {
 absl::Status ExportModels(const JobConfig& job, const std::string& job_directory,
                           const std::string& python, const std::string& exporter,
                           const std::string& directory, const std::function<bool()>& cancelled) {
-  CODISTILL_RETURN_IF_ERROR(MakeDirs(directory));
+  CODISTILL_RETURN_IF_ERROR(FileSystem::Real()->MakeDirs(directory));
   const ModelExport& config = job.model().export_();
   std::string module = config.module();
   if (absl::EndsWith(module, ".py")) module = JoinPath(job_directory, module);

@@ -201,7 +201,7 @@ absl::Status Fleet::AwaitReady(const std::vector<FleetMember*>& waiting) {
 absl::Status Fleet::Start() {
   using Role = FleetMember::Role;
   for (const std::string& dir : {options_.directory.logs(), options_.directory.ready()}) {
-    CODISTILL_RETURN_IF_ERROR(MakeDirs(dir));
+    CODISTILL_RETURN_IF_ERROR(FileSystem::Real()->MakeDirs(dir));
   }
   CODISTILL_RETURN_IF_ERROR(Launch(Role::kShard, /*leaders=*/false));
   CODISTILL_RETURN_IF_ERROR(Launch(Role::kShard, /*leaders=*/true));

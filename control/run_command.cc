@@ -225,7 +225,7 @@ absl::Status ClaimRunDirectory(const std::string& out, bool resume) {
         "--out ", out,
         " already holds a run; continue it with --resume or choose another directory"));
   }
-  CODISTILL_RETURN_IF_ERROR(MakeDirs(out));
+  CODISTILL_RETURN_IF_ERROR(FileSystem::Real()->MakeDirs(out));
   const std::string path = JoinPath(out, ".lock");
   // Left open on purpose: the lock goes with the process.
   const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0644);

@@ -30,7 +30,7 @@ TEST(ClaimRunDirectoryTest, MakesAFreshOneAndLocksIt) {
 
 TEST(ClaimRunDirectoryTest, RefusesOneThatHoldsARun) {
   const std::string out = FreshDirectory("used");
-  ASSERT_TRUE(MakeDirs(out).ok());
+  ASSERT_TRUE(FileSystem::Real()->MakeDirs(out).ok());
   ASSERT_TRUE(WriteFileAtomically(JoinPath(out, "job.textproto"), "name: \"x\"").ok());
   const absl::Status status = ClaimRunDirectory(out, false);
   EXPECT_EQ(status.code(), absl::StatusCode::kAlreadyExists);
