@@ -1,0 +1,106 @@
+// The loss of a training step and its gradient with respect to the logits, in one go:
+//
+//   loss = mean over rows of [ phi(label, logits) + weight * psi(teachers, logits) ]
+//
+// phi is the ordinary loss, psi the distillation term (Anil et al., ICLR 2018; temperature as in
+// Hinton et al. 2015). The framework that computed the logits only has to propagate the gradient.
+//
+// Below, z are a row's logits, C its number of classes, T the temperature, t_k the logits of
+// teacher k of K. phi:
+//   softmax cross-entropy     -sum_c y_c log softmax(z)_c, y the one-hot label smoothed by s:
+//                             (1 - s) onehot + s / C
+//   sigmoid cross-entropy     mean_c of -y_c log sigmoid(z_c) - (1 - y_c) log sigmoid(-z_c),
+//   targets
+//                             smoothed by s: (1 - s) y + s / 2
+//   squared error             mean_c of (z_c - y_c)^2 / 2
+// psi, with p = softmax(z / T) and q the teachers' average, either mean_k softmax(t_k / T) or
+// softmax(mean_k t_k / T):
+//   soft cross-entropy        -T^2 sum_c q_c log p_c
+//   KL(teacher || student)     T^2 sum_c q_c log(q_c / p_c)      (the same gradient)
+//   KL(student || teacher)     T^2 sum_c p_c log(p_c / q_c)
+//   squared error of logits   mean_c of (z_c - mean_k t_kc)^2 / 2, T and the kind of average being
+//                             without effect
+// When phi is the sigmoid cross-entropy, every class is a binary decision of its own: p and q are
+// sigmoids, the sums run over the two outcomes, and psi is the mean over classes.
+
+#ifndef CODISTILL_CUDA_LOSS_H_
+#define CODISTILL_CUDA_LOSS_H_
+
+#include <cstdint>
+
+#include "absl/status/status.h"
+#include "absl/types/span.h"
+
+namespace codistill {
+
+struct LossOptions {
+  enum LabelLoss { kSoftmaxCrossEntropy, kSigmoidCrossEntropy, kSquaredError };
+  LabelLoss label_loss = kSoftmaxCrossEntropy;
+  // s above, in [0, 1). Must be 0 with kSquaredError.
+  float label_smoothing = 0;
+
+  // With kSquaredError as the label loss only kSquaredErrorLogits has a meaning.
+  enum TeacherLoss {
+    kSoftCrossEntropy,
+    kKlTeacherStudent,
+    kKlStudentTeacher,
+    kSquaredErrorLogits,
+  };
+  TeacherLoss teacher_loss = kSoftCrossEntropy;
+  // T above, > 0.
+  float temperature = 1;
+  enum TeacherAverage { kProbabilities, kLogits };
+  TeacherAverage teacher_average = kProbabilities;
+};
+
+// Arrays are row-major and owned by the caller.
+struct LossInputs {
+  int64_t rows = 0;               // may be 0
+  int64_t classes = 0;            // >= 1
+  const float* logits = nullptr;  // [rows, classes]
+  // Labels: `labels` for kSoftmaxCrossEntropy, `targets` for the others.
+  const int64_t* labels = nullptr;  // [rows], each in [0, classes)
+  const float* targets = nullptr;   // [rows, classes]
+  // Logits of the teachers, [rows, classes] each; none, one or more.
+  absl::Span<const float* const> teachers;
+  // 0 switches psi off: teachers are then not even read, and every result is bit for bit that of a
+  // call without teachers. Above 0 there must be a teacher.
+  float teacher_weight = 0;
+  // The gradient is multiplied by this. For a batch that is computed in parts: rows of the part /
+  // rows of the batch makes the parts' gradients those of the whole batch's mean.
+  double gradient_scale = 1;
+};
+
+struct LossSums {
+  double label_loss_sum = 0;  // sum over rows of phi, in nats
+  double teacher_loss_sum =
+      0;  // sum over rows of psi, T^2 included, weight not; 0 when switched off
+  // Rows the student got right. Softmax: the first of the largest logits is the label. Sigmoid: all
+  // classes have z > 0 exactly where the target is > 0.5. Squared error: always 0.
+  int64_t correct = 0;
+};
+
+struct LossOutputs {
+  // [rows, classes], of the caller; null computes the sums alone, as an evaluation wants. May be
+  // the logits themselves (the gradient then replaces them); must not overlap an input in any other
+  // way.
+  float* gradient = nullptr;
+  LossSums sums;
+  // Whether phi and psi of every row are finite. If not, some logits were not, or overflowed: sums
+  // and the gradient of those rows are not finite either, and the step must be rejected.
+  bool finite = true;
+};
+
+// Computes on the processor, with the widest vectors it has, on up to `threads` threads. All
+// results are the same for any number of threads (on one kind of processor). INVALID_ARGUMENT names
+// what is wrong with the options or inputs; for a label out of range its row and value. Nothing is
+// written on error. Thread-safe.
+absl::Status ComputeLossCpu(const LossOptions& options, const LossInputs& inputs,
+                            LossOutputs* outputs, int threads);
+
+// The checks of ComputeLossCpu but for the labels' values, shared with the CUDA twin.
+absl::Status ValidateLoss(const LossOptions& options, const LossInputs& inputs);
+
+}  // namespace codistill
+
+#endif  // CODISTILL_CUDA_LOSS_H_

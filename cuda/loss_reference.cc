@@ -1,0 +1,169 @@
+#include "cuda/loss_reference.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace codistill {
+namespace {
+
+using Row = std::vector<double>;
+
+double LogSumExp(const Row& x) {
+  const double max = *std::max_element(x.begin(), x.end());
+  double sum = 0;
+  for (double value : x) sum += std::exp(value - max);
+  return max + std::log(sum);
+}
+
+Row LogSoftmax(Row x) {
+  const double lse = LogSumExp(x);
+  for (double& value : x) value -= lse;
+  return x;
+}
+
+// log of the mean of exp, for averages of probabilities held as logarithms.
+Row LogMeanExp(const std::vector<Row>& rows) {
+  Row result(rows[0].size());
+  for (size_t c = 0; c < result.size(); ++c) {
+    Row column;
+    for (const Row& row : rows) column.push_back(row[c]);
+    result[c] = LogSumExp(column) - std::log(rows.size());
+  }
+  return result;
+}
+
+Row Mean(const std::vector<Row>& rows) {
+  Row result(rows[0].size());
+  for (const Row& row : rows) {
+    for (size_t c = 0; c < row.size(); ++c) result[c] += row[c] / rows.size();
+  }
+  return result;
+}
+
+Row Divided(Row x, double by) {
+  for (double& value : x) value /= by;
+  return x;
+}
+
+Row Load(const float* data, int64_t row, int64_t classes) {
+  return Row(data + row * classes, data + (row + 1) * classes);
+}
+
+// psi over one set of alternatives, given log p of the student and log q of the teachers at
+// temperature; adds the derivatives by z to `gradient`.
+double Distill(LossOptions::TeacherLoss kind, double temperature, const Row& log_p,
+               const Row& log_q, Row* gradient) {
+  const double t2 = temperature * temperature;
+  double loss = 0;
+  for (size_t c = 0; c < log_p.size(); ++c) {
+    const double p = std::exp(log_p[c]), q = std::exp(log_q[c]);
+    if (kind == LossOptions::kKlStudentTeacher) {
+      if (p > 0) loss += p * (log_p[c] - log_q[c]);
+    } else {
+      loss -= q * log_p[c];
+      if (kind == LossOptions::kKlTeacherStudent && q > 0) loss += q * log_q[c];
+    }
+  }
+  for (size_t c = 0; c < log_p.size(); ++c) {
+    const double p = std::exp(log_p[c]), q = std::exp(log_q[c]);
+    (*gradient)[c] = temperature * (kind == LossOptions::kKlStudentTeacher
+                                        ? (p > 0 ? p * (log_p[c] - log_q[c] - loss) : 0)
+                                        : p - q);
+  }
+  return t2 * loss;
+}
+
+double SquaredError(const Row& z, const Row& target, Row* gradient) {
+  double loss = 0;
+  for (size_t c = 0; c < z.size(); ++c) {
+    const double difference = z[c] - target[c];
+    loss += difference * difference / 2 / z.size();
+    (*gradient)[c] = difference / z.size();
+  }
+  return loss;
+}
+
+// The two log probabilities of a binary decision with logit x: of yes and of no.
+Row LogBinary(double x) { return LogSoftmax({x, 0}); }
+
+}  // namespace
+
+ReferenceLoss ComputeLossReference(const LossOptions& options, const LossInputs& inputs) {
+  const int64_t classes = inputs.classes;
+  const double smoothing = options.label_smoothing, T = options.temperature;
+  ReferenceLoss result;
+  result.gradient.assign(inputs.rows * classes, 0);
+  for (int64_t r = 0; r < inputs.rows; ++r) {
+    const Row z = Load(inputs.logits, r, classes);
+    Row label_gradient(classes), teacher_gradient(classes);
+    double label_loss = 0, teacher_loss = 0;
+    bool correct = false;
+
+    if (options.label_loss == LossOptions::kSoftmaxCrossEntropy) {
+      const Row log_p = LogSoftmax(z);
+      for (int64_t c = 0; c < classes; ++c) {
+        const double y =
+            (c == inputs.labels[r] ? 1 - smoothing : 0) + smoothing / static_cast<double>(classes);
+        label_loss -= y * log_p[c];
+        label_gradient[c] = std::exp(log_p[c]) - y;
+      }
+      correct = std::max_element(z.begin(), z.end()) - z.begin() == inputs.labels[r];
+    } else if (options.label_loss == LossOptions::kSigmoidCrossEntropy) {
+      const Row y = Load(inputs.targets, r, classes);
+      correct = true;
+      for (int64_t c = 0; c < classes; ++c) {
+        const double smooth = (1 - smoothing) * y[c] + smoothing / 2;
+        const Row log_p = LogBinary(z[c]);
+        label_loss -= (smooth * log_p[0] + (1 - smooth) * log_p[1]) / classes;
+        label_gradient[c] = (std::exp(log_p[0]) - smooth) / classes;
+        if ((z[c] > 0) != (y[c] > 0.5)) correct = false;
+      }
+    } else {
+      label_loss = SquaredError(z, Load(inputs.targets, r, classes), &label_gradient);
+    }
+
+    if (inputs.teacher_weight > 0) {
+      std::vector<Row> teachers;
+      for (const float* teacher : inputs.teachers) teachers.push_back(Load(teacher, r, classes));
+      const bool of_logits = options.teacher_average == LossOptions::kLogits;
+      if (options.teacher_loss == LossOptions::kSquaredErrorLogits) {
+        teacher_loss = SquaredError(z, Mean(teachers), &teacher_gradient);
+      } else if (options.label_loss == LossOptions::kSoftmaxCrossEntropy) {
+        std::vector<Row> log_q;
+        if (of_logits) {
+          log_q.push_back(LogSoftmax(Divided(Mean(teachers), T)));
+        } else {
+          for (const Row& teacher : teachers) log_q.push_back(LogSoftmax(Divided(teacher, T)));
+        }
+        teacher_loss = Distill(options.teacher_loss, T, LogSoftmax(Divided(z, T)),
+                               LogMeanExp(log_q), &teacher_gradient);
+      } else {
+        for (int64_t c = 0; c < classes; ++c) {
+          std::vector<Row> log_q;
+          if (of_logits) {
+            log_q.push_back(LogBinary(Mean(teachers)[c] / T));
+          } else {
+            for (const Row& teacher : teachers) log_q.push_back(LogBinary(teacher[c] / T));
+          }
+          Row gradient(2);
+          teacher_loss +=
+              Distill(options.teacher_loss, T, LogBinary(z[c] / T), LogMeanExp(log_q), &gradient) /
+              classes;
+          teacher_gradient[c] = gradient[0] / classes;  // the second alternative's logit is fixed
+        }
+      }
+    }
+
+    for (int64_t c = 0; c < classes; ++c) {
+      result.gradient[r * classes + c] =
+          (label_gradient[c] + inputs.teacher_weight * teacher_gradient[c]) *
+          inputs.gradient_scale / static_cast<double>(inputs.rows);
+    }
+    result.sums.label_loss_sum += label_loss;
+    result.sums.teacher_loss_sum += teacher_loss;
+    result.sums.correct += correct;
+  }
+  return result;
+}
+
+}  // namespace codistill
