@@ -1,0 +1,515 @@
+#include "server/shard.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "common/checkpoint/manifest.h"
+#include "common/checkpoint/shard_file.h"
+#include "common/config/job.h"
+#include "glog/logging.h"
+
+namespace codistill {
+namespace {
+
+constexpr int64_t kMiB = 1 << 20;
+
+void Run(std::vector<std::function<void()>>* effects) {
+  for (const std::function<void()>& effect : *effects) effect();
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Shard>> Shard::Create(Options options) {
+  if (options.job.training().update_mode() == TrainingConfig::BOUNDED_STALENESS) {
+    return absl::UnimplementedError(
+        "training.update_mode: BOUNDED_STALENESS is not served yet; use SYNC or ASYNC");
+  }
+  std::unique_ptr<Shard> shard(new Shard(std::move(options)));
+  ShardStore::Options store;
+  store.map = shard->options_.map;
+  store.shard = shard->options_.shard;
+  store.optimizer = shard->options_.job.training().optimizer();
+  store.held_cuts = shard->options_.job.training().held_cuts();
+  CODISTILL_ASSIGN_OR_RETURN(shard->store_, ShardStore::Create(std::move(store)));
+  CODISTILL_ASSIGN_OR_RETURN(shard->executor_, Executor::Create({"shard", 1, 1024}));
+  CODISTILL_ASSIGN_OR_RETURN(shard->io_executor_, Executor::Create({"shard-io", 1, 16}));
+  return shard;
+}
+
+Shard::Shard(Options options)
+    : options_(std::move(options)),
+      sync_(options_.job.training().update_mode() == TrainingConfig::SYNC),
+      group_name_(options_.job.groups(options_.group).name()),
+      num_workers_(options_.job.groups(options_.group).num_workers()) {}
+
+Shard::~Shard() {
+  Drain();
+  if (executor_ != nullptr) executor_->Shutdown();
+  if (io_executor_ != nullptr) io_executor_->Shutdown();
+}
+
+std::string Shard::Name() const {
+  return absl::StrCat("shard ", options_.shard, " of group ", group_name_);
+}
+
+absl::Status Shard::CheckGeneration(uint64_t generation) const {
+  if (draining_) return absl::UnavailableError(absl::StrCat(Name(), " is draining"));
+  if (generation_ == 0) {
+    return absl::UnavailableError(absl::StrCat(Name(), " is loading; try again"));
+  }
+  if (generation != generation_) {
+    return absl::AbortedError(absl::StrCat("generation ", generation,
+                                           " is not the group's, which is ", generation_,
+                                           "; register again"));
+  }
+  return absl::OkStatus();
+}
+
+void Shard::FailAll(const absl::Status& status, Effects* effects) {
+  for (auto& item : waiting_) {
+    effects->push_back([done = std::move(item.second.done), status] { done(status); });
+  }
+  for (ParkedPull& pull : parked_pulls_) {
+    effects->push_back([done = std::move(pull.done), status] { done(status); });
+  }
+  for (auto& item : open_) {
+    if (const std::shared_ptr<StagedPush> push = item.second.lock()) push->Supersede();
+  }
+  waiting_.clear();
+  parked_pulls_.clear();
+  open_.clear();
+}
+
+void Shard::Drain() {
+  Effects effects;
+  {
+    MutexLock lock(&mu_);
+    draining_ = true;
+    FailAll(absl::UnavailableError(absl::StrCat(Name(), " is draining")), &effects);
+  }
+  Run(&effects);
+}
+
+Shard::State Shard::state() const {
+  State state;
+  MutexLock lock(&mu_);
+  state.generation = generation_;
+  state.step = step_;
+  state.loading = loading_;
+  state.newest_cut = store_->newest_cut();
+  return state;
+}
+
+ShardCounters Shard::counters() const {
+  MutexLock lock(&mu_);
+  ShardCounters counters = counters_;
+  counters.staged_pushes = static_cast<int64_t>(waiting_.size());
+  for (const auto& item : open_) counters.staged_pushes += item.second.expired() ? 0 : 1;
+  counters.parked_calls = static_cast<int64_t>(waiting_.size() + parked_pulls_.size());
+  return counters;
+}
+
+absl::Time Shard::last_leader_call() const {
+  MutexLock lock(&mu_);
+  return last_leader_call_;
+}
+
+ProbeReply Shard::Probe() {
+  MutexLock lock(&mu_);
+  last_leader_call_ = options_.clock->Now();
+  ProbeReply reply;
+  reply.set_shard(options_.shard);
+  reply.set_process_nonce(options_.process_nonce);
+  reply.set_generation(generation_);
+  reply.set_step(step_);
+  return reply;
+}
+
+// ---------------------------------------------------------------------------------------- restore
+
+void Shard::Restore(RestoreRequest request, Done<RestoreReply> done) {
+  {
+    MutexLock lock(&mu_);
+    last_leader_call_ = options_.clock->Now();
+  }
+  // Whatever happens, `done` is called once: by the task, or here if it cannot run.
+  auto shared = std::make_shared<Done<RestoreReply>>(std::move(done));
+  const absl::Status status = executor_->Schedule(
+      [this, request = std::move(request), shared] { (*shared)(DoRestore(request)); });
+  if (!status.ok()) (*shared)(Annotate(status, Name()));
+}
+
+absl::StatusOr<RestoreReply> Shard::DoRestore(const RestoreRequest& request) {
+  Effects effects;
+  RestoreReply reply;
+  reply.set_process_nonce(options_.process_nonce);
+  {
+    MutexLock lock(&mu_);
+    if (draining_) return absl::UnavailableError(absl::StrCat(Name(), " is draining"));
+    if (request.generation() == 0 || request.generation() < newest_generation_) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(Name(), " has seen generation ", newest_generation_,
+                       "; it cannot go back to ", request.generation()));
+    }
+    if (request.generation() == newest_generation_ && request.leader_nonce() != leader_nonce_) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          Name(), ": generation ", request.generation(), " belongs to another leader"));
+    }
+    if (request.shard_map_digest() != options_.map_digest) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(Name(), ": the leader's shard map (digest ", request.shard_map_digest(),
+                       ") is not this shard's (", options_.map_digest,
+                       "): do all shards read the same job file and tensor list?"));
+    }
+    if (request.generation() == generation_) {  // asked again
+      reply.set_step(step_);
+      return reply;
+    }
+    newest_generation_ = request.generation();
+    leader_nonce_ = request.leader_nonce();
+    generation_ = 0;
+    loading_ = true;
+    newest_incarnation_.clear();
+    decisions_.clear();
+    last_applied_.clear();
+    async_reports_.clear();
+    FailAll(absl::AbortedError(absl::StrCat("the group begins generation ", request.generation(),
+                                            "; register again")),
+            &effects);
+  }
+  Run(&effects);
+
+  const absl::Time begin = options_.clock->Now();
+  const absl::Status status = Load(request);
+  options_.reporter->SetLeader(request.leader_address());
+  MutexLock lock(&mu_);
+  loading_ = false;
+  if (!status.ok()) {
+    ++counters_.failures;
+    LOG(ERROR) << Name() << ": generation " << request.generation()
+               << " could not be loaded: " << status;
+    return status;
+  }
+  ++counters_.restores;
+  generation_ = request.generation();
+  step_ = store_->step();
+  reply.set_step(step_);
+  LOG(INFO) << Name() << ": generation " << generation_ << " begins at step " << step_ << " from "
+            << (request.manifest().empty() ? "the initial weights" : request.manifest()) << ", "
+            << store_->values_bytes() << " bytes of weights in "
+            << absl::ToDoubleSeconds(options_.clock->Now() - begin) << " s";
+  return reply;
+}
+
+absl::Status Shard::Load(const RestoreRequest& request) {
+  int64_t label = 0;
+  if (request.manifest().empty()) {
+    CODISTILL_RETURN_IF_ERROR(store_->LoadInitial(WeightsPath(options_.job, options_.group),
+                                                  options_.job.groups(options_.group).warm_start(),
+                                                  options_.file_system));
+  } else {
+    const std::string directory = CheckpointDirectory(options_.job, options_.group);
+    CODISTILL_ASSIGN_OR_RETURN(
+        const CheckpointManifest manifest,
+        ReadManifest(JoinPath(directory, request.manifest()), options_.file_system));
+    if (options_.shard >= manifest.files_size() ||
+        manifest.shard_map_digest() != options_.map_digest) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(JoinPath(directory, request.manifest()), ": is of another shard map"));
+    }
+    CODISTILL_RETURN_IF_ERROR(
+        store_->LoadCheckpoint(JoinPath(directory, manifest.files(options_.shard).name()), manifest,
+                               options_.file_system));
+    label = manifest.version().step();
+  }
+  store_->Publish(label);  // followers can load at once
+  return absl::OkStatus();
+}
+
+// ---------------------------------------------------------------------------------------- commit
+
+void Shard::Commit(CommitRequest request, Done<CommitReply> done) {
+  {
+    MutexLock lock(&mu_);
+    last_leader_call_ = options_.clock->Now();
+  }
+  auto shared = std::make_shared<Done<CommitReply>>(std::move(done));
+  const absl::Status status = executor_->Schedule(
+      [this, request = std::move(request), shared] { (*shared)(DoCommit(request)); });
+  if (!status.ok()) (*shared)(Annotate(status, Name()));
+}
+
+absl::StatusOr<CommitReply> Shard::DoCommit(const CommitRequest& request) {
+  return sync_ ? DoCommitSync(request) : DoCommitAsync(request);
+}
+
+absl::StatusOr<CommitReply> Shard::DoCommitSync(const CommitRequest& request) {
+  std::vector<ShardStore::Contribution> contributions;
+  std::vector<std::shared_ptr<StagedPush>> held;
+  bool again = false;
+  {
+    MutexLock lock(&mu_);
+    // A draining shard still takes the decisions of its leader, which drains too.
+    if (generation_ == 0 || request.generation() != generation_) {
+      return absl::AbortedError(absl::StrCat(Name(), " is in generation ", generation_,
+                                             ", the commit in ", request.generation()));
+    }
+    again = request.step() <= step_;
+    if (request.step() > step_ + 1) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(Name(), ": step ", request.step(), " does not follow step ", step_));
+    }
+    if (!again) {
+      for (const Contributor& contributor : request.contributors()) {
+        const auto it = waiting_.find({contributor.rank(), contributor.incarnation()});
+        if (it == waiting_.end() || it->second.push->begin().step() != request.step()) {
+          return absl::FailedPreconditionError(absl::StrCat(
+              Name(), ": the push of rank ", contributor.rank(), ", incarnation ",
+              contributor.incarnation(), ", for step ", request.step(), " is not staged"));
+        }
+        held.push_back(it->second.push);
+        contributions.push_back({it->second.push.get(), contributor.num_examples()});
+      }
+    }
+  }
+  CommitReply reply;
+  if (again) {
+    // Answered again; what it asks to be kept can still be kept while it is the newest step.
+    if (request.step() == store_->step()) Keep(request);
+    reply.set_step(store_->step());
+    return reply;
+  }
+
+  const absl::Time begin = options_.clock->Now();
+  store_->Apply(
+      {request.step(), request.learning_rate(), request.weight_decay(), request.clip_scale()},
+      contributions);
+  if (options_.on_commit) {
+    options_.on_commit(absl::ToDoubleSeconds(options_.clock->Now() - begin));
+  }
+  Effects effects;
+  {
+    MutexLock lock(&mu_);
+    step_ = request.step();
+    ++counters_.commits;
+    Resolve(request, &effects);
+    WakePulls(&effects);
+  }
+  held.clear();
+  Run(&effects);
+  // Workers go on meanwhile; nothing changes the values before this thread's next task.
+  Keep(request);
+  reply.set_step(request.step());
+  return reply;
+}
+
+void Shard::Keep(const CommitRequest& request) {
+  if (request.publish()) store_->Publish(request.step());
+  if (request.checkpoint()) store_->TakeSnapshot(request.step());
+}
+
+void Shard::Resolve(const CommitRequest& request, Effects* effects) {
+  Decision decision;
+  decision.step = request.step();
+  std::map<int32_t, uint64_t> applied;
+  for (const Contributor& c : request.contributors()) {
+    applied[c.rank()] = c.incarnation();
+    decision.applied.insert(c.rank());
+  }
+  decision.rejected.insert(request.rejected().begin(), request.rejected().end());
+
+  for (auto it = waiting_.begin(); it != waiting_.end();) {
+    const int32_t rank = it->first.first;
+    const uint64_t incarnation = it->first.second;
+    Waiting& waiting = it->second;
+    if (waiting.push->begin().step() > request.step()) {
+      ++it;
+      continue;
+    }
+    PushReply reply;
+    reply.set_step(request.step());
+    const auto contributor = applied.find(rank);
+    if (contributor != applied.end() && contributor->second == incarnation) {
+      reply.set_outcome(APPLIED);
+    } else if (decision.rejected.count(rank) > 0) {
+      reply.set_outcome(REJECTED);
+      reply.set_message(
+          absl::StrCat("gradient of tensor ", waiting.end.not_finite_tensor(), " is not finite"));
+      ++counters_.rejected;
+      LOG(WARNING) << Name() << ": push of rank " << rank << " for step " << request.step()
+                   << " rejected: " << reply.message();
+    } else {
+      reply.set_outcome(DROPPED_LATE);
+      reply.set_message(absl::StrCat("step ", request.step(), " was decided without this push"));
+    }
+    effects->push_back([done = std::move(waiting.done), reply] { done(reply); });
+    it = waiting_.erase(it);
+  }
+  decisions_.push_back(std::move(decision));
+  if (decisions_.size() > 64) decisions_.pop_front();
+}
+
+absl::StatusOr<CommitReply> Shard::DoCommitAsync(const CommitRequest& request) {
+  {
+    MutexLock lock(&mu_);
+    if (generation_ == 0 || request.generation() != generation_) {
+      return absl::AbortedError(absl::StrCat(Name(), " is in generation ", generation_,
+                                             ", the commit in ", request.generation()));
+    }
+  }
+  Keep(request);
+  CommitReply reply;
+  reply.set_step(store_->step());
+  return reply;
+}
+
+// ------------------------------------------------------------------------------------ checkpoints
+
+void Shard::WriteCheckpoint(WriteCheckpointRequest request, Done<WriteCheckpointReply> done) {
+  {
+    MutexLock lock(&mu_);
+    last_leader_call_ = options_.clock->Now();
+  }
+  auto shared = std::make_shared<Done<WriteCheckpointReply>>(std::move(done));
+  const absl::Status status = io_executor_->Schedule(
+      [this, request = std::move(request), shared] { (*shared)(DoWriteCheckpoint(request)); });
+  if (!status.ok()) (*shared)(Annotate(status, Name()));
+}
+
+absl::StatusOr<WriteCheckpointReply> Shard::DoWriteCheckpoint(
+    const WriteCheckpointRequest& request) {
+  const absl::Time begin = options_.clock->Now();
+  std::shared_ptr<const ShardStore::Snapshot> snapshot;
+  {
+    MutexLock lock(&mu_);
+    if (generation_ == 0 || request.generation() != generation_) {
+      return absl::AbortedError(absl::StrCat(Name(), " is in generation ", generation_,
+                                             ", the checkpoint in ", request.generation()));
+    }
+    snapshot = store_->snapshot(request.step());
+  }
+  if (snapshot == nullptr) {
+    return absl::NotFoundError(absl::StrCat(Name(), " has no snapshot of step ", request.step()));
+  }
+  CheckpointShardHeader identity;
+  identity.set_group(group_name_);
+  identity.set_shard(options_.shard);
+  identity.set_shard_map_digest(options_.map_digest);
+  identity.mutable_version()->set_generation(request.generation());
+  identity.mutable_version()->set_step(request.step());
+  if (!sync_) identity.mutable_version()->add_shard_steps(snapshot->step);
+  const std::string name = ShardFileName(options_.shard, options_.map.num_shards(),
+                                         identity.version(), request.attempt());
+  const absl::StatusOr<CheckpointFile> file =
+      store_->WriteSnapshot(*snapshot, request.directory(), name, identity, options_.file_system);
+  MutexLock lock(&mu_);
+  if (!file.ok()) {
+    ++counters_.failures;
+    LOG(ERROR) << Name() << ": checkpoint of step " << request.step()
+               << " failed: " << file.status();
+    return Annotate(file.status(), Name());
+  }
+  store_->DropSnapshot(request.step());
+  ++counters_.checkpoints;
+  counters_.checkpoint_bytes += file->bytes();
+  LOG(INFO) << Name() << ": checkpoint of step " << request.step() << ": " << file->bytes()
+            << " bytes in " << absl::ToDoubleSeconds(options_.clock->Now() - begin) << " s";
+  WriteCheckpointReply reply;
+  reply.set_file_name(file->name());
+  reply.set_bytes(file->bytes());
+  reply.set_crc32c(file->crc32c());
+  return reply;
+}
+
+// ------------------------------------------------------------------------------------------ pulls
+
+void Shard::Pull(const PullRequest& request, Done<std::unique_ptr<PullSource>> done) {
+  absl::StatusOr<std::unique_ptr<PullSource>> source;
+  {
+    MutexLock lock(&mu_);
+    source = TryPull(request);
+    if (source.ok() && *source == nullptr) {
+      // One pull a worker may wait, and those of processes that have died in the meantime.
+      if (parked_pulls_.size() >= 16 + 4 * static_cast<size_t>(num_workers_)) {
+        source = absl::ResourceExhaustedError(
+            absl::StrCat(Name(), ": ", parked_pulls_.size(), " pulls wait already"));
+      } else {
+        parked_pulls_.push_back({request, std::move(done)});
+        return;
+      }
+    }
+  }
+  done(std::move(source));
+}
+
+absl::StatusOr<std::unique_ptr<PullSource>> Shard::TryPull(const PullRequest& request) {
+  CODISTILL_RETURN_IF_ERROR(CheckGeneration(request.generation()));
+  if (request.shard_map_digest() != options_.map_digest) {
+    return absl::FailedPreconditionError(absl::StrCat("digest ", request.shard_map_digest(),
+                                                      " of the shard map is not the group's, ",
+                                                      options_.map_digest));
+  }
+  for (uint32_t tensor : request.tensors()) {
+    if (tensor >= static_cast<uint32_t>(options_.map.tensors_size())) {
+      return absl::InvalidArgumentError(absl::StrCat("tensor ", tensor,
+                                                     " is not in the shard map, ", "which has ",
+                                                     options_.map.tensors_size()));
+    }
+  }
+  const std::vector<uint32_t> tensors(request.tensors().begin(), request.tensors().end());
+  Version version;
+  version.set_generation(generation_);
+  switch (request.source_case()) {
+    case PullRequest::kCutStep: {
+      std::shared_ptr<const ShardStore::Cut> cut = store_->FindCut(request.cut_step());
+      if (cut == nullptr) {
+        return absl::AbortedError(absl::StrCat("the cut of step ", request.cut_step(),
+                                               " is not held; the newest is of step ",
+                                               store_->newest_cut()));
+      }
+      version.set_step(cut->label);
+      if (!sync_) version.add_shard_steps(cut->step);
+      return std::make_unique<PullSource>(store_, std::move(cut), -1, version, tensors, kMiB);
+    }
+    case PullRequest::kStep:
+      if (!sync_) {
+        return absl::InvalidArgumentError(
+            "source step: an ASYNC group has no common step; use at_least_step");
+      }
+      if (request.step() > step_) return nullptr;
+      if (request.step() < step_) {
+        return absl::AbortedError(absl::StrCat("weights of step ", request.step(),
+                                               " are gone: the shard has come to step ", step_));
+      }
+      version.set_step(step_);
+      return std::make_unique<PullSource>(store_, nullptr, step_, version, tensors, kMiB);
+    case PullRequest::kAtLeastStep:
+      if (request.at_least_step() > step_) return nullptr;
+      version.set_step(step_);
+      if (!sync_) version.add_shard_steps(step_);
+      return std::make_unique<PullSource>(store_, nullptr, sync_ ? step_ : -1, version, tensors,
+                                          kMiB);
+    case PullRequest::SOURCE_NOT_SET:
+      break;
+  }
+  return absl::InvalidArgumentError("source: one of step, at_least_step and cut_step must be set");
+}
+
+void Shard::WakePulls(Effects* effects) {
+  std::vector<ParkedPull> still;
+  for (ParkedPull& pull : parked_pulls_) {
+    absl::StatusOr<std::unique_ptr<PullSource>> source = TryPull(pull.request);
+    if (source.ok() && *source == nullptr) {
+      still.push_back(std::move(pull));
+      continue;
+    }
+    // std::function wants copyable captures.
+    auto shared = std::make_shared<absl::StatusOr<std::unique_ptr<PullSource>>>(std::move(source));
+    effects->push_back([done = std::move(pull.done), shared] { done(std::move(*shared)); });
+  }
+  parked_pulls_ = std::move(still);
+}
+
+}  // namespace codistill

@@ -1,0 +1,204 @@
+#ifndef CODISTILL_SERVER_SHARD_H_
+#define CODISTILL_SERVER_SHARD_H_
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/base/clock.h"
+#include "common/base/executor.h"
+#include "common/base/file.h"
+#include "common/base/mutex.h"
+#include "proto/job.pb.h"
+#include "proto/parameter_server.pb.h"
+#include "server/pull_source.h"
+#include "server/shard_store.h"
+#include "server/staged_push.h"
+
+namespace codistill {
+
+// How a shard tells its leader that a push has wholly arrived. Thread-safe; `done` may be called on
+// any thread, also before the call returns.
+class EndReporter {
+ public:
+  virtual ~EndReporter() = default;
+  // Where the leader is from now on.
+  virtual void SetLeader(const std::string& address) = 0;
+  virtual void ReportEnd(ReportEndRequest request, std::function<void(absl::Status)> done) = 0;
+};
+
+struct ShardCounters {
+  int64_t commits = 0;
+  int64_t restores = 0;
+  int64_t failures = 0;  // restores and checkpoints that failed, pushes refused
+  int64_t checkpoints = 0;
+  int64_t rejected = 0;  // pushes answered REJECTED
+  uint64_t checkpoint_bytes = 0;
+  int64_t staged_pushes = 0;  // now, complete and incomplete
+  int64_t parked_calls = 0;   // now
+};
+
+// The protocol of one shard (proto/parameter_server.proto): which generation it is in, what is
+// staged, which calls wait for what, and when the store takes a step. The service files only
+// translate.
+//
+// SYNC: a push is staged; at END the leader is told, and told again until it has answered; the push
+// is answered at the leader's Commit. ASYNC: a push is applied at END, in order of arrival, and
+// answered; the leader hears of it afterwards (ReportEndRequest.step is then the shard's own
+// count).
+//
+// Lock order: mu_, then the store's. Callbacks are called without locks. Long work (updates,
+// loading, cuts) runs in order on one thread, checkpoint files are written on another. Thread-safe.
+class Shard {
+ public:
+  struct Options {
+    JobConfig job;
+    int group = 0;
+    int shard = 0;
+    ShardMap map;
+    uint64_t map_digest = 0;
+    uint64_t process_nonce = 0;
+    EndReporter* reporter = nullptr;  // not owned
+    FileSystem* file_system = FileSystem::Real();
+    Clock* clock = Clock::Real();
+    std::function<void(double seconds)> on_commit;  // optional: time an update took
+  };
+  static absl::StatusOr<std::unique_ptr<Shard>> Create(Options options);
+  ~Shard();
+
+  template <typename T>
+  using Done = std::function<void(absl::StatusOr<T>)>;
+
+  // -------------------------------------------------------------------- calls of the leader
+
+  ProbeReply Probe();
+  void Restore(RestoreRequest request, Done<RestoreReply> done);
+  void Commit(CommitRequest request, Done<CommitReply> done);
+  void WriteCheckpoint(WriteCheckpointRequest request, Done<WriteCheckpointReply> done);
+  // When the leader last called, whatever it called.
+  absl::Time last_leader_call() const;
+
+  // -------------------------------------------------------------------- calls of workers
+
+  // Checks who pushes and makes room. Abandoned by letting go of the result.
+  absl::StatusOr<std::shared_ptr<StagedPush>> BeginPush(const PushBegin& begin);
+  // Ends a push; `done` comes with the decision.
+  void EndPush(std::shared_ptr<StagedPush> push, PushEnd end, Done<PushReply> done);
+
+  // Comes when the version asked for is there.
+  void Pull(const PullRequest& request, Done<std::unique_ptr<PullSource>> done);
+
+  // -------------------------------------------------------------------- life
+
+  // Repeats reports that the leader has not answered. Call a few times a second.
+  void Tick();
+  // Answers everything that waits with UNAVAILABLE, and everything that comes.
+  void Drain();
+
+  struct State {
+    uint64_t generation = 0;  // 0 = nothing loaded
+    int64_t step = 0;
+    int64_t newest_cut = -1;
+    bool loading = false;
+  };
+  State state() const;
+  ShardCounters counters() const;
+  const ShardStore& store() const { return *store_; }
+
+ private:
+  // A complete push that waits for its decision (SYNC).
+  struct Waiting {
+    std::shared_ptr<StagedPush> push;
+    PushEnd end;
+    Done<PushReply> done;
+    bool reported = false;   // the leader has it
+    bool reporting = false;  // a report is under way
+  };
+  struct ParkedPull {
+    PullRequest request;
+    Done<std::unique_ptr<PullSource>> done;
+  };
+  struct Decision {
+    int64_t step = 0;
+    std::set<int32_t> applied, rejected;
+  };
+  using Effects = std::vector<std::function<void()>>;
+
+  explicit Shard(Options options);
+
+  bool sync() const { return sync_; }
+  std::string Name() const;
+
+  absl::Status CheckGeneration(uint64_t generation) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void FailAll(const absl::Status& status, Effects* effects) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  absl::StatusOr<RestoreReply> DoRestore(const RestoreRequest& request);
+  absl::Status Load(const RestoreRequest& request);
+  absl::StatusOr<CommitReply> DoCommit(const CommitRequest& request);
+  absl::StatusOr<CommitReply> DoCommitSync(const CommitRequest& request);
+  absl::StatusOr<CommitReply> DoCommitAsync(const CommitRequest& request);
+  void Keep(const CommitRequest& request);
+  void Resolve(const CommitRequest& request, Effects* effects) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::StatusOr<WriteCheckpointReply> DoWriteCheckpoint(const WriteCheckpointRequest& request);
+
+  void EndPushAsync(std::shared_ptr<StagedPush> push, PushEnd end, Done<PushReply> done);
+  absl::StatusOr<PushReply> ApplyAsync(const StagedPush& push, const PushEnd& end);
+  // What a push of a decided step is answered.
+  PushReply DecidedAlready(const PushBegin& begin) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Report(int32_t rank, uint64_t incarnation, Waiting* waiting, Effects* effects)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void OnReported(uint64_t generation, int64_t step, int32_t rank, uint64_t incarnation,
+                  const absl::Status& status);
+  void SendAsyncReports();
+
+  // Empty when the pull must wait.
+  absl::StatusOr<std::unique_ptr<PullSource>> TryPull(const PullRequest& request)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void WakePulls(Effects* effects) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  const Options options_;
+  const bool sync_;
+  const std::string group_name_;
+  const int num_workers_;
+  std::shared_ptr<ShardStore> store_;
+
+  mutable Mutex mu_;
+  uint64_t generation_ ABSL_GUARDED_BY(mu_) = 0;  // 0 while nothing is loaded
+  uint64_t newest_generation_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t leader_nonce_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t step_ ABSL_GUARDED_BY(mu_) = 0;  // as workers see it
+  bool loading_ ABSL_GUARDED_BY(mu_) = false;
+  bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Time last_leader_call_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
+
+  std::map<int32_t, uint64_t> newest_incarnation_ ABSL_GUARDED_BY(mu_);
+  std::map<int32_t, std::weak_ptr<StagedPush>> open_ ABSL_GUARDED_BY(mu_);  // newest of each rank
+  // By (rank, incarnation): at most the two newest incarnations of a rank.
+  std::map<std::pair<int32_t, uint64_t>, Waiting> waiting_ ABSL_GUARDED_BY(mu_);
+  std::deque<Decision> decisions_ ABSL_GUARDED_BY(mu_);
+  std::vector<ParkedPull> parked_pulls_ ABSL_GUARDED_BY(mu_);
+
+  // ASYNC: the last step of each (rank, incarnation) that was applied, and reports to be sent.
+  std::map<int32_t, std::pair<uint64_t, int64_t>> last_applied_ ABSL_GUARDED_BY(mu_);
+  std::deque<ReportEndRequest> async_reports_ ABSL_GUARDED_BY(mu_);
+  bool async_reporting_ ABSL_GUARDED_BY(mu_) = false;
+
+  ShardCounters counters_ ABSL_GUARDED_BY(mu_);
+
+  // Last, so that they end before what their tasks use.
+  std::unique_ptr<Executor> executor_;     // the store's one writer
+  std::unique_ptr<Executor> io_executor_;  // checkpoint files
+};
+
+}  // namespace codistill
+
+#endif  // CODISTILL_SERVER_SHARD_H_

@@ -1,0 +1,307 @@
+// Pushes: from the first frame to the answer.
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "common/config/job.h"
+#include "common/config/schedule.h"
+#include "glog/logging.h"
+#include "server/shard.h"
+
+namespace codistill {
+namespace {
+
+// Reports an ASYNC shard keeps for a leader that does not answer. What is lost beyond is made good
+// by the leader's probes, which bring the shard's count.
+constexpr size_t kMaxAsyncReports = 4096;
+
+}  // namespace
+
+absl::StatusOr<std::shared_ptr<StagedPush>> Shard::BeginPush(const PushBegin& begin) {
+  MutexLock lock(&mu_);
+  const auto refuse = [&](const absl::Status& status) {
+    mu_.AssertHeld();
+    ++counters_.failures;
+    return status;
+  };
+  CODISTILL_RETURN_IF_ERROR(CheckGeneration(begin.generation()));
+  if (begin.shard_map_digest() != options_.map_digest) {
+    return refuse(absl::FailedPreconditionError(
+        absl::StrCat("digest ", begin.shard_map_digest(), " of the shard map is not the group's, ",
+                     options_.map_digest)));
+  }
+  if (begin.rank() < 0 || begin.rank() >= num_workers_) {
+    return refuse(absl::InvalidArgumentError(
+        absl::StrCat("rank ", begin.rank(), " is none of the group's ", num_workers_, " workers")));
+  }
+  uint64_t& newest = newest_incarnation_[begin.rank()];
+  if (begin.incarnation() < newest) {
+    return refuse(absl::FailedPreconditionError(absl::StrCat("rank ", begin.rank(),
+                                                             ": incarnation ", begin.incarnation(),
+                                                             " was replaced by ", newest)));
+  }
+  if (begin.step() < 1 || (sync_ && begin.step() > step_ + 1)) {
+    return refuse(absl::FailedPreconditionError(absl::StrCat(
+        "push for step ", begin.step(), " while ", Name(), " takes step ", step_ + 1)));
+  }
+  newest = begin.incarnation();
+  if (const std::shared_ptr<StagedPush> older = open_[begin.rank()].lock()) older->Supersede();
+  std::shared_ptr<StagedPush> push = store_->NewPush(begin);
+  open_[begin.rank()] = push;
+  return push;
+}
+
+void Shard::EndPush(std::shared_ptr<StagedPush> push, PushEnd end, Done<PushReply> done) {
+  const PushBegin& begin = push->begin();
+  absl::Status status;
+  // What no arithmetic on the push may meet.
+  if (end.num_examples() < 0 || end.num_labels() < 0) {
+    status = absl::InvalidArgumentError(absl::StrCat("END of rank ", begin.rank(), ": ",
+                                                     end.num_examples(), " examples, ",
+                                                     end.num_labels(), " labels"));
+  } else if (end.finite()) {
+    status = push->CheckComplete();
+  }
+  if (!status.ok()) {
+    {
+      MutexLock lock(&mu_);
+      ++counters_.failures;
+    }
+    done(status);
+    return;
+  }
+  if (!sync_) {
+    EndPushAsync(std::move(push), std::move(end), std::move(done));
+    return;
+  }
+
+  Effects effects;
+  {
+    MutexLock lock(&mu_);
+    const absl::Status generation = CheckGeneration(begin.generation());
+    if (!generation.ok()) {
+      effects.push_back([&done, generation] { done(generation); });
+    } else if (push->superseded()) {
+      effects.push_back([&done, &begin] {
+        done(absl::AbortedError(
+            absl::StrCat("a newer push of rank ", begin.rank(), " has taken this one's place")));
+      });
+    } else if (begin.step() <= step_) {
+      effects.push_back([&done, reply = DecidedAlready(begin)] { done(reply); });
+    } else {
+      const std::pair<int32_t, uint64_t> key(begin.rank(), begin.incarnation());
+      open_.erase(begin.rank());
+      // The same process sends its push again: the connection was lost.
+      const auto same = waiting_.find(key);
+      if (same != waiting_.end()) {
+        effects.push_back([older = std::move(same->second.done)] {
+          older(absl::AbortedError("the same process has sent this push again"));
+        });
+        waiting_.erase(same);
+      }
+      // The leader may have decided for an older incarnation a moment ago, so that one is kept; of
+      // two older ones only the newer.
+      const auto first = waiting_.lower_bound({begin.rank(), 0});
+      const auto last = waiting_.lower_bound({begin.rank() + 1, 0});
+      if (std::distance(first, last) >= 2) {
+        effects.push_back([older = std::move(first->second.done)] {
+          older(
+              absl::FailedPreconditionError("a newer process of this rank has replaced this one"));
+        });
+        waiting_.erase(first);
+      }
+      Waiting& waiting = waiting_[key];
+      waiting.push = std::move(push);
+      waiting.end = std::move(end);
+      waiting.done = std::move(done);
+      Report(key.first, key.second, &waiting, &effects);
+    }
+  }
+  for (const auto& effect : effects) effect();
+}
+
+PushReply Shard::DecidedAlready(const PushBegin& begin) const {
+  PushReply reply;
+  reply.set_step(begin.step());
+  reply.set_outcome(DROPPED_LATE);
+  reply.set_message(absl::StrCat("step ", begin.step(), " was decided without this push"));
+  for (const Decision& decision : decisions_) {
+    if (decision.step != begin.step()) continue;
+    if (decision.applied.count(begin.rank()) > 0) {
+      reply.set_outcome(DUPLICATE);
+      reply.set_message(
+          absl::StrCat("rank ", begin.rank(), " is part of step ", begin.step(), " already"));
+    } else if (decision.rejected.count(begin.rank()) > 0) {
+      reply.set_outcome(REJECTED);
+      reply.set_message("an earlier push for this step was not finite");
+    }
+  }
+  return reply;
+}
+
+void Shard::Report(int32_t rank, uint64_t incarnation, Waiting* waiting, Effects* effects) {
+  waiting->reporting = true;
+  ReportEndRequest request;
+  request.mutable_group()->set_run_id(RunId(options_.job));
+  request.mutable_group()->set_group(group_name_);
+  request.set_generation(waiting->push->begin().generation());
+  request.set_step(waiting->push->begin().step());
+  request.set_rank(rank);
+  request.set_incarnation(incarnation);
+  request.set_shard(options_.shard);
+  *request.mutable_end() = waiting->end;
+  if (options_.shard == 0) request.set_worker_state(waiting->push->worker_state());
+  effects->push_back([this, request = std::move(request)] {
+    options_.reporter->ReportEnd(
+        request, [this, generation = request.generation(), step = request.step(),
+                  rank = request.rank(), incarnation = request.incarnation()](absl::Status status) {
+          OnReported(generation, step, rank, incarnation, status);
+        });
+  });
+}
+
+void Shard::OnReported(uint64_t generation, int64_t step, int32_t rank, uint64_t incarnation,
+                       const absl::Status& status) {
+  Done<PushReply> refused;
+  {
+    MutexLock lock(&mu_);
+    const auto it = waiting_.find({rank, incarnation});
+    if (it == waiting_.end() || it->second.push->begin().generation() != generation ||
+        it->second.push->begin().step() != step) {
+      return;
+    }
+    it->second.reporting = false;
+    it->second.reported = status.ok();
+    // Everything else is tried again by Tick: the leader is away, or restoring.
+    if (absl::IsFailedPrecondition(status) || absl::IsInvalidArgument(status) ||
+        absl::IsPermissionDenied(status)) {
+      refused = std::move(it->second.done);
+      waiting_.erase(it);
+    }
+  }
+  if (refused) refused(status);
+}
+
+void Shard::Tick() {
+  Effects effects;
+  {
+    MutexLock lock(&mu_);
+    for (auto& item : waiting_) {
+      if (item.second.reported || item.second.reporting) continue;
+      Report(item.first.first, item.first.second, &item.second, &effects);
+    }
+  }
+  for (const auto& effect : effects) effect();
+  if (!sync_) SendAsyncReports();
+}
+
+// ------------------------------------------------------------------------------------------ ASYNC
+
+void Shard::EndPushAsync(std::shared_ptr<StagedPush> push, PushEnd end, Done<PushReply> done) {
+  auto shared = std::make_shared<Done<PushReply>>(std::move(done));
+  const absl::Status status =
+      executor_->Schedule([this, push = std::move(push), end = std::move(end), shared]() mutable {
+        absl::StatusOr<PushReply> reply = ApplyAsync(*push, end);
+        push.reset();
+        (*shared)(std::move(reply));
+        SendAsyncReports();
+      });
+  if (!status.ok()) (*shared)(Annotate(status, Name()));
+}
+
+absl::StatusOr<PushReply> Shard::ApplyAsync(const StagedPush& push, const PushEnd& end) {
+  const PushBegin& begin = push.begin();
+  PushReply reply;
+  int64_t next = 0;
+  {
+    MutexLock lock(&mu_);
+    CODISTILL_RETURN_IF_ERROR(CheckGeneration(begin.generation()));
+    if (push.superseded()) {
+      return absl::AbortedError(
+          absl::StrCat("a newer push of rank ", begin.rank(), " has taken this one's place"));
+    }
+    reply.set_step(step_);
+    const std::pair<uint64_t, int64_t>& last = last_applied_[begin.rank()];
+    if (last.first == begin.incarnation() && begin.step() <= last.second) {
+      reply.set_outcome(DUPLICATE);
+      reply.set_message(
+          absl::StrCat("push ", begin.step(), " of rank ", begin.rank(), " was applied already"));
+      return reply;
+    }
+    if (step_ >= options_.job.stop().steps()) {
+      reply.set_outcome(DROPPED_LATE);
+      reply.set_message(absl::StrCat("the group has reached its last step, ", step_));
+      return reply;
+    }
+    if (!end.finite()) {
+      ++counters_.rejected;
+      reply.set_outcome(REJECTED);
+      reply.set_message(
+          absl::StrCat("gradient of tensor ", end.not_finite_tensor(), " is not finite"));
+      LOG(WARNING) << Name() << ": push " << begin.step() << " of rank " << begin.rank()
+                   << " rejected: " << reply.message();
+      return reply;
+    }
+    next = step_ + 1;
+  }
+  // Only this thread changes step_, so `next` stays right.
+  const absl::Time started = options_.clock->Now();
+  store_->Apply({next, LearningRateAt(options_.job, next),
+                 options_.job.training().optimizer().weight_decay(), 1.0},
+                {{&push, std::max<int64_t>(end.num_examples(), 1)}});
+  if (options_.on_commit) {
+    options_.on_commit(absl::ToDoubleSeconds(options_.clock->Now() - started));
+  }
+
+  Effects effects;
+  {
+    MutexLock lock(&mu_);
+    step_ = next;
+    ++counters_.commits;
+    last_applied_[begin.rank()] = {begin.incarnation(), begin.step()};
+    ReportEndRequest report;
+    report.mutable_group()->set_run_id(RunId(options_.job));
+    report.mutable_group()->set_group(group_name_);
+    report.set_generation(begin.generation());
+    report.set_step(next);
+    report.set_rank(begin.rank());
+    report.set_incarnation(begin.incarnation());
+    report.set_shard(options_.shard);
+    *report.mutable_end() = end;
+    if (options_.shard == 0) report.set_worker_state(push.worker_state());
+    async_reports_.push_back(std::move(report));
+    if (async_reports_.size() > kMaxAsyncReports) async_reports_.pop_front();
+    WakePulls(&effects);
+  }
+  for (const auto& effect : effects) effect();
+  reply.set_outcome(APPLIED);
+  reply.set_step(next);
+  return reply;
+}
+
+void Shard::SendAsyncReports() {
+  ReportEndRequest report;
+  {
+    MutexLock lock(&mu_);
+    if (async_reporting_ || async_reports_.empty()) return;
+    async_reporting_ = true;
+    report = async_reports_.front();
+  }
+  // One at a time, so that the leader sees the counts in order.
+  options_.reporter->ReportEnd(report, [this, report](absl::Status status) {
+    {
+      MutexLock lock(&mu_);
+      async_reporting_ = false;
+      const bool later = absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
+      if (later) return;  // Tick tries again
+      if (!async_reports_.empty() && async_reports_.front().step() == report.step() &&
+          async_reports_.front().generation() == report.generation()) {
+        async_reports_.pop_front();
+      }
+    }
+    SendAsyncReports();
+  });
+}
+
+}  // namespace codistill

@@ -1,0 +1,110 @@
+#include "server/staged_push.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+
+namespace codistill {
+
+bool ArrivedRanges::Add(int64_t begin, int64_t end) {
+  if (begin >= end) return true;
+  auto next = std::lower_bound(intervals_.begin(), intervals_.end(), std::make_pair(begin, begin));
+  if (next != intervals_.end() && next->first < end) return false;
+  const bool joins_next = next != intervals_.end() && next->first == end;
+  if (next != intervals_.begin()) {
+    const auto previous = next - 1;
+    if (previous->second > begin) return false;
+    if (previous->second == begin) {
+      previous->second = joins_next ? next->second : end;
+      if (joins_next) intervals_.erase(next);
+      return true;
+    }
+  }
+  if (joins_next) {
+    next->first = begin;
+  } else {
+    intervals_.insert(next, {begin, end});
+  }
+  return true;
+}
+
+int64_t ArrivedRanges::FirstMissing(int64_t count) const {
+  if (intervals_.empty() || intervals_.front().first > 0) return 0;
+  return std::min(intervals_.front().second, count);
+}
+
+absl::StatusOr<void*> StagedPush::Place(const TensorChunk& chunk, size_t payload_bytes) {
+  if (superseded()) {
+    return absl::AbortedError(
+        absl::StrCat("a newer push of rank ", begin_.rank(), " has taken the place of this one"));
+  }
+  if (chunk.content() == TensorChunk::WORKER_STATE) return PlaceWorkerState(chunk, payload_bytes);
+  CODISTILL_ASSIGN_OR_RETURN(const int index,
+                             layout_->Find(chunk.tensor(), chunk.begin(), chunk.count()));
+  const ShardPiece& piece = layout_->pieces()[index];
+  const auto wrong = [&](const std::string& what) {
+    return absl::InvalidArgumentError(absl::StrCat("tensor ", piece.name, ": ", what));
+  };
+  if (piece.role == TensorSpec::PARAMETER ? chunk.content() != TensorChunk::GRADIENT
+                                          : chunk.content() != TensorChunk::VALUE) {
+    return wrong(absl::StrCat("is a ", TensorSpec::Role_Name(piece.role), " and takes no ",
+                              TensorChunk::Content_Name(chunk.content())));
+  }
+  if (piece.role != TensorSpec::PARAMETER && piece.role != TensorSpec::BUFFER) {
+    return wrong(absl::StrCat("is ", TensorSpec::Role_Name(piece.role), " and takes no pushes"));
+  }
+  if (chunk.encoding() != TensorChunk::DENSE) {
+    return wrong(
+        absl::StrCat("encoding ", static_cast<int>(chunk.encoding()), " is not known; DENSE is"));
+  }
+  if (chunk.dtype() != piece.dtype) {
+    return wrong(absl::StrCat("has dtype ", DataType_Name(piece.dtype), ", not ",
+                              DataType_Name(chunk.dtype())));
+  }
+  if (payload_bytes != static_cast<uint64_t>(chunk.count()) * piece.element_size) {
+    return wrong(absl::StrCat(chunk.count(), " elements came with ", payload_bytes, " bytes; ",
+                              static_cast<uint64_t>(chunk.count()) * piece.element_size,
+                              " were expected"));
+  }
+  const int64_t first = chunk.begin() - piece.piece.begin();
+  if (!arrived_[index].Add(first, first + chunk.count())) {
+    return wrong(absl::StrCat("elements [", chunk.begin(), ", ", chunk.begin() + chunk.count(),
+                              ") overlap what has arrived already"));
+  }
+  return buffer_->data() + piece.offset + static_cast<uint64_t>(first) * piece.element_size;
+}
+
+absl::StatusOr<void*> StagedPush::PlaceWorkerState(const TensorChunk& chunk, size_t payload_bytes) {
+  if (layout_->shard() != 0) {
+    return absl::InvalidArgumentError("worker state goes to shard 0 alone");
+  }
+  if (chunk.begin() != static_cast<int64_t>(worker_state_.size()) ||
+      chunk.count() != static_cast<int64_t>(payload_bytes)) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "worker state: ", chunk.count(), " bytes from ", chunk.begin(), " (payload of ",
+        payload_bytes, ") after ", worker_state_.size(), " bytes; it must come in order"));
+  }
+  if (payload_bytes > kMaxWorkerStateBytes - worker_state_.size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("worker state is larger than ", kMaxWorkerStateBytes, " bytes"));
+  }
+  worker_state_.resize(worker_state_.size() + payload_bytes);
+  return &worker_state_[0] + chunk.begin();
+}
+
+absl::Status StagedPush::CheckComplete() const {
+  for (size_t i = 0; i < arrived_.size(); ++i) {
+    const ShardPiece& piece = layout_->pieces()[i];
+    if (piece.role != TensorSpec::PARAMETER && piece.role != TensorSpec::BUFFER) continue;
+    const int64_t missing = arrived_[i].FirstMissing(piece.piece.count());
+    if (missing < piece.piece.count()) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "END of rank ", begin_.rank(), ", step ", begin_.step(), ": tensor ", piece.name,
+          " has not wholly arrived; element ", piece.piece.begin() + missing, " is missing"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace codistill

@@ -1,0 +1,74 @@
+#ifndef CODISTILL_SERVER_STAGED_PUSH_H_
+#define CODISTILL_SERVER_STAGED_PUSH_H_
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "proto/parameter_server.pb.h"
+#include "server/aligned_buffer.h"
+#include "server/piece_layout.h"
+
+namespace codistill {
+
+// Which elements of a range have arrived. Chunks mostly arrive in order, so this is nearly always
+// one interval.
+class ArrivedRanges {
+ public:
+  // False if any of [begin, end) was there already.
+  bool Add(int64_t begin, int64_t end);
+  // First element of [0, count) that is missing; `count` if none is.
+  int64_t FirstMissing(int64_t count) const;
+
+ private:
+  std::vector<std::pair<int64_t, int64_t>> intervals_;  // sorted, disjoint, not adjacent
+};
+
+// What one rank has sent to one shard for one step: gradients and buffers laid out as the shard's
+// own pieces, staged until the step is decided. Written by one call at a time; read once complete.
+class StagedPush {
+ public:
+  static constexpr size_t kMaxWorkerStateBytes = size_t{1} << 28;
+
+  StagedPush(const PieceLayout* layout, PushBegin begin, std::shared_ptr<AlignedBuffer> buffer)
+      : layout_(layout),
+        begin_(std::move(begin)),
+        buffer_(std::move(buffer)),
+        arrived_(layout->pieces().size()) {}
+
+  const PushBegin& begin() const { return begin_; }
+
+  // Where to copy the payload of a chunk, which counts as arrived from now on. INVALID_ARGUMENT,
+  // naming the tensor: not in the map, not on this shard, beyond a piece, sent twice, wrong dtype
+  // or payload length, or content that does not fit its role.
+  absl::StatusOr<void*> Place(const TensorChunk& chunk, size_t payload_bytes);
+
+  // OK, or INVALID_ARGUMENT naming the first tensor that has not wholly arrived.
+  absl::Status CheckComplete() const;
+
+  const uint8_t* data() const { return buffer_->data(); }
+  const std::string& worker_state() const { return worker_state_; }
+
+  // Another push has taken this one's place: whatever still arrives is refused.
+  void Supersede() { superseded_.store(true, std::memory_order_relaxed); }
+  bool superseded() const { return superseded_.load(std::memory_order_relaxed); }
+
+ private:
+  absl::StatusOr<void*> PlaceWorkerState(const TensorChunk& chunk, size_t payload_bytes);
+
+  const PieceLayout* const layout_;
+  const PushBegin begin_;
+  const std::shared_ptr<AlignedBuffer> buffer_;
+  std::vector<ArrivedRanges> arrived_;  // by piece, relative to its begin
+  std::string worker_state_;
+  std::atomic<bool> superseded_{false};
+};
+
+}  // namespace codistill
+
+#endif  // CODISTILL_SERVER_STAGED_PUSH_H_
