@@ -33,7 +33,7 @@ class WatchCall final : public grpc::ClientReadReactor<GroupState> {
     AddHold();
     StartCall();
   }
-  ~WatchCall() override { End(); }
+  ~WatchCall() override { End().IgnoreError(); }
 
   // False: the stream has ended, was silent until `deadline`, or Stop was called. Then comes End.
   bool Next(absl::Time deadline, GroupState* state) {

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/mutex.h"
 #include "common/base/status.h"
 #include "common/client/call_group.h"
 #include "common/client/shard_layout.h"
@@ -136,6 +137,11 @@ class TensorClientImpl final : public TensorClient {
                                   absl::Span<const TensorView> tensors,
                                   absl::Time deadline) override;
 
+  void CancelPull() override {
+    MutexLock lock(&mu_);
+    if (pulling_ != nullptr) pulling_->Fail(absl::CancelledError("pull cancelled"));
+  }
+
   std::unique_ptr<PushStream> StartPush(const PushHeader& header, absl::Time deadline) override {
     return std::make_unique<PushStreamImpl>(shards_, header, deadline);
   }
@@ -145,7 +151,14 @@ class TensorClientImpl final : public TensorClient {
   absl::Status CheckVersion(Source source, uint64_t generation, int64_t step,
                             const Version& version) const;
 
+  void SetPulling(CallGroup* group) {
+    MutexLock lock(&mu_);
+    pulling_ = group;
+  }
+
   const std::shared_ptr<const Shards> shards_;
+  Mutex mu_;
+  CallGroup* pulling_ ABSL_GUARDED_BY(mu_) = nullptr;
 };
 
 absl::Status TensorClientImpl::CheckViews(absl::Span<const TensorView> tensors) const {
@@ -210,6 +223,7 @@ absl::StatusOr<TensorClient::PullResult> TensorClientImpl::Pull(
 
   const int num_shards = shards_->layout.num_shards();
   CallGroup group;
+  SetPulling(&group);
   std::vector<ShardPullResult> results(num_shards);
   auto pull = [&](int shard) {
     auto result = PullShard(shards_->channels[shard], request, shards_->layout, shard, tensors,
@@ -223,6 +237,7 @@ absl::StatusOr<TensorClient::PullResult> TensorClientImpl::Pull(
   for (int shard = 1; shard < num_shards; ++shard) threads.emplace_back(pull, shard);
   pull(0);
   for (std::thread& thread : threads) thread.join();
+  SetPulling(nullptr);
   CODISTILL_RETURN_IF_ERROR(group.status());
 
   PullResult result;

@@ -62,6 +62,8 @@ class TensorClient {
   virtual absl::StatusOr<PullResult> Pull(Source source, uint64_t generation, int64_t step,
                                           absl::Span<const TensorView> tensors,
                                           absl::Time deadline) = 0;
+  // Ends a Pull in progress, if there is one, with CANCELLED. From any thread.
+  virtual void CancelPull() {}
 
   struct PushHeader {
     uint64_t generation = 0;

@@ -1,0 +1,307 @@
+#include "common/model/followed_model.h"
+
+#include <algorithm>
+#include <deque>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/base/executor.h"
+#include "common/base/mutex.h"
+#include "common/base/status.h"
+#include "common/client/leader_client.h"
+#include "common/client/tensor_client.h"
+#include "common/config/job.h"
+#include "common/config/shard_map.h"
+#include "common/model/model_pool.h"
+#include "glog/logging.h"
+
+namespace codistill {
+namespace {
+
+constexpr absl::Duration kPullTimeout = absl::Seconds(60);
+constexpr absl::Duration kFirstBackoff = absl::Milliseconds(50);
+constexpr absl::Duration kMaxBackoff = absl::Seconds(2);
+// Wanted cuts that wait to be loaded; shards hold fewer.
+constexpr size_t kMaxPending = 16;
+
+// Whether `a` takes the place of `b`. A cut of another generation always does, even of a smaller
+// one: a leader that lost everything counts from 1 again, and what it says is how things are.
+bool Follows(const Version& a, const Version& b) {
+  return a.generation() != b.generation() || a.step() > b.step();
+}
+
+std::string VersionName(const Version& version) {
+  return absl::StrCat(version.generation(), ".", version.step());
+}
+
+class FollowedModelImpl final : public FollowedModel {
+ public:
+  FollowedModelImpl(Options options, std::shared_ptr<ModelPool> pool)
+      : wants_(std::move(options.wants)),
+        name_(options.job.groups(options.group).name()),
+        address_(options.job.groups(options.group).shards(0).address()),
+        pool_(std::move(pool)) {
+    ref_.set_run_id(RunId(options.job));
+    ref_.set_group(name_);
+    thread_ = std::thread([this] {
+      SetThreadName("follow");
+      Run();
+      MutexLock lock(&mu_);
+      stopped_ = true;
+    });
+    watcher_ = GroupWatcher::Start(address_, ref_, [this](const GroupState& s) { OnState(s); });
+  }
+
+  ~FollowedModelImpl() override {
+    watcher_.reset();
+    pool_->Stop();
+    {
+      MutexLock lock(&mu_);
+      stopping_ = true;
+      // Again and again, because a pull may be just about to begin.
+      do {
+        if (client_ != nullptr) client_->CancelPull();
+      } while (!mu_.AwaitWithTimeout(absl::Condition(&stopped_), absl::Milliseconds(10)));
+    }
+    thread_.join();
+  }
+
+  absl::StatusOr<std::shared_ptr<const Snapshot>> Get() const override {
+    MutexLock lock(&mu_);
+    if (held_ == nullptr) return absl::UnavailableError(Awaited());
+    return held_;
+  }
+
+  absl::StatusOr<std::shared_ptr<const Snapshot>> WaitForNewer(const Version& than,
+                                                               absl::Time deadline) override {
+    MutexLock lock(&mu_);
+    auto newer = [this, &than]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+      return held_ != nullptr && Follows(held_->version, than);
+    };
+    if (!mu_.AwaitWithDeadline(absl::Condition(&newer), deadline)) {
+      return absl::DeadlineExceededError(
+          held_ == nullptr
+              ? Awaited()
+              : absl::StrCat("group ", name_, ": nothing newer than ", VersionName(than), " yet"));
+    }
+    delivered_ = true;
+    return held_;
+  }
+
+  GroupState group_state() const override {
+    MutexLock lock(&mu_);
+    return state_;
+  }
+  absl::Duration group_silence() const override { return watcher_->silence(); }
+  Counters counters() const override {
+    MutexLock lock(&mu_);
+    return counters_;
+  }
+
+ private:
+  // What a load needs to know.
+  struct Target {
+    Version cut;
+    ShardMap map;
+    uint64_t digest = 0;
+    std::vector<std::string> addresses;
+  };
+
+  void OnState(const GroupState& state) ABSL_LOCKS_EXCLUDED(mu_);
+  void Run();
+  absl::StatusOr<Target> NextTarget() ABSL_LOCKS_EXCLUDED(mu_);
+  absl::Status Load(const Target& target);
+  absl::Status Connect(const Target& target);
+  void Publish(std::unique_ptr<Model> model, Version version, uint64_t bytes);
+  void Drop(const Version& cut) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  std::string Awaited() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (!last_error_.empty()) {
+      return absl::StrCat("group ", name_, ": no cut loaded yet: ", last_error_);
+    }
+    if (state_.phase() == GroupState::PHASE_INVALID) {
+      return absl::StrCat("group ", name_, ": no cut loaded yet: waiting for its leader at ",
+                          address_);
+    }
+    return absl::StrCat("group ", name_, ": no cut loaded yet: waiting for the first (group is ",
+                        GroupState::Phase_Name(state_.phase()), ")");
+  }
+
+  // Cuts that are wanted one by one wait for the held one to have been seen; otherwise only the
+  // newest counts.
+  bool ShouldLoad() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (stopping_) return true;
+    if (pending_.empty()) return false;
+    return wants_ == nullptr || held_ == nullptr || delivered_ ||
+           pending_.front().generation() != held_->version.generation();
+  }
+
+  const std::function<bool(int64_t)> wants_;
+  const std::string name_;
+  const std::string address_;
+  const std::shared_ptr<ModelPool> pool_;
+  GroupRef ref_;
+
+  mutable Mutex mu_;
+  bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  bool stopped_ ABSL_GUARDED_BY(mu_) = false;  // the thread's last word
+  GroupState state_ ABSL_GUARDED_BY(mu_);
+  Version announced_ ABSL_GUARDED_BY(mu_);            // newest cut heard of
+  std::deque<Version> pending_ ABSL_GUARDED_BY(mu_);  // to be loaded, all of one generation
+  std::shared_ptr<const Snapshot> held_ ABSL_GUARDED_BY(mu_);
+  bool delivered_ ABSL_GUARDED_BY(mu_) = false;  // held_ was returned by WaitForNewer
+  std::string last_error_ ABSL_GUARDED_BY(mu_);
+  Counters counters_ ABSL_GUARDED_BY(mu_);
+  // Made and used by the thread alone; guarded for CancelPull.
+  std::unique_ptr<TensorClient> client_ ABSL_GUARDED_BY(mu_);
+
+  // The thread's own: what client_ was made for.
+  uint64_t client_digest_ = 0;
+  std::vector<std::string> client_addresses_;
+
+  std::unique_ptr<GroupWatcher> watcher_;
+  std::thread thread_;
+};
+
+void FollowedModelImpl::OnState(const GroupState& state) {
+  MutexLock lock(&mu_);
+  state_ = state;
+  const Version& cut = state.newest_cut();
+  if (cut.generation() == 0 || !Follows(cut, announced_)) return;
+  if (cut.generation() != announced_.generation()) pending_.clear();
+  announced_ = cut;
+  if (wants_ == nullptr) {
+    pending_.clear();
+  } else if (!wants_(cut.step())) {
+    return;
+  }
+  pending_.push_back(cut);
+  if (pending_.size() > kMaxPending) pending_.pop_front();
+}
+
+absl::StatusOr<FollowedModelImpl::Target> FollowedModelImpl::NextTarget() {
+  MutexLock lock(&mu_);
+  mu_.Await(absl::Condition(this, &FollowedModelImpl::ShouldLoad));
+  if (stopping_) return absl::CancelledError("stopping");
+  Target target;
+  target.cut = pending_.front();
+  target.map = state_.shard_map();
+  target.digest = state_.shard_map_digest();
+  target.addresses.assign(state_.shard_addresses().begin(), state_.shard_addresses().end());
+  return target;
+}
+
+void FollowedModelImpl::Run() {
+  absl::Duration backoff = kFirstBackoff;
+  while (true) {
+    const absl::StatusOr<Target> target = NextTarget();
+    if (!target.ok()) return;
+    const absl::Status status = Load(*target);
+    MutexLock lock(&mu_);
+    if (stopping_) return;
+    if (status.ok()) {
+      Drop(target->cut);
+      last_error_.clear();
+      backoff = kFirstBackoff;
+      continue;
+    }
+    last_error_ = absl::StrCat("loading cut ", VersionName(target->cut), ": ", status.message());
+    if (absl::IsAborted(status)) {
+      // The shards have gone on; so do we.
+      if (Follows(announced_, target->cut)) {
+        Drop(target->cut);
+        continue;
+      }
+    } else {
+      ++counters_.failed_loads;
+      LOG(WARNING) << "group " << name_ << ": " << last_error_;
+    }
+    mu_.AwaitWithTimeout(absl::Condition(&stopping_), backoff);
+    backoff = std::min(backoff * 2, kMaxBackoff);
+  }
+}
+
+void FollowedModelImpl::Drop(const Version& cut) {
+  while (!pending_.empty() && !Follows(pending_.front(), cut)) pending_.pop_front();
+}
+
+absl::Status FollowedModelImpl::Connect(const Target& target) {
+  if (target.digest == client_digest_ && target.addresses == client_addresses_) {
+    return absl::OkStatus();
+  }
+  if (ShardMapDigest(target.map) != target.digest) {
+    return absl::FailedPreconditionError(
+        "the leader's shard map does not have the digest it was announced with");
+  }
+  TensorList theirs;
+  *theirs.mutable_tensors() = target.map.tensors();
+  const std::string difference = FirstDifference(pool_->tensors(), theirs);
+  if (!difference.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("the group's tensors are not those of our archive: ", difference));
+  }
+  CODISTILL_ASSIGN_OR_RETURN(std::unique_ptr<TensorClient> client,
+                             TensorClient::Create({ref_, target.map, target.addresses}));
+  client_digest_ = target.digest;
+  client_addresses_ = target.addresses;
+  MutexLock lock(&mu_);
+  client_ = std::move(client);
+  return absl::OkStatus();
+}
+
+absl::Status FollowedModelImpl::Load(const Target& target) {
+  CODISTILL_RETURN_IF_ERROR(Connect(target));
+  CODISTILL_ASSIGN_OR_RETURN(std::unique_ptr<Model> model, pool_->Take());
+  TensorClient* client;
+  {
+    MutexLock lock(&mu_);
+    if (stopping_) return absl::CancelledError("stopping");
+    client = client_.get();
+  }
+  auto pulled = client->Pull(TensorClient::Source::kCut, target.cut.generation(), target.cut.step(),
+                             model->storage(), absl::Now() + kPullTimeout);
+  if (!pulled.ok()) {
+    pool_->Return(std::move(model));
+    return pulled.status();
+  }
+  Publish(std::move(model), pulled->version, pulled->bytes);
+  return absl::OkStatus();
+}
+
+void FollowedModelImpl::Publish(std::unique_ptr<Model> model, Version version, uint64_t bytes) {
+  auto snapshot = std::make_shared<Snapshot>();
+  snapshot->model = pool_->Lend(std::move(model));
+  snapshot->version = std::move(version);
+  snapshot->loaded_at = absl::Now();
+  std::shared_ptr<const Snapshot> old;  // let go of outside the lock
+  MutexLock lock(&mu_);
+  old = std::exchange(held_, std::move(snapshot));
+  delivered_ = false;
+  ++counters_.swaps;
+  counters_.pull_bytes += bytes;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<FollowedModel>> FollowedModel::Create(Options options) {
+  if (options.group < 0 || options.group >= options.job.groups_size()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("group ", options.group, " of ", options.job.groups_size(), " in the job"));
+  }
+  const GroupConfig& group = options.job.groups(options.group);
+  if (group.shards_size() == 0 || group.shards(0).address().empty()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("group ", group.name(), " has no address in shards[0]; that is its leader"));
+  }
+  Model::Options model;
+  model.archive = ArchivePath(options.job, options.group);
+  model.config = options.job.model();
+  model.threads = options.threads;
+  CODISTILL_ASSIGN_OR_RETURN(std::shared_ptr<ModelPool> pool, ModelPool::Create(std::move(model)));
+  return std::make_unique<FollowedModelImpl>(std::move(options), std::move(pool));
+}
+
+}  // namespace codistill
