@@ -1,0 +1,51 @@
+#ifndef CODISTILL_WORKER_INFERENCE_MESSAGES_H_
+#define CODISTILL_WORKER_INFERENCE_MESSAGES_H_
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/tensor/tensor.h"
+#include "grpcpp/support/byte_buffer.h"
+#include "proto/job.pb.h"
+#include "worker/teacher_source.h"
+
+// A teacher's question and answer as messages of the Open Inference Protocol, version 2
+// (proto/open_inference.proto): small fields through protobuf, tensors around it.
+namespace codistill {
+
+struct InferenceQuestion {
+  std::string model;  // the teacher's group
+  std::shared_ptr<const ModelConfig> config;
+  std::shared_ptr<const TeacherBatch> batch;
+  // By index in config.states; an empty vector stands for zeros. Models without states: empty.
+  std::vector<Tensor> states;
+  int64_t max_staleness_steps = -1;  // negative: not asked for
+};
+
+// The request's bytes. The tensors' bytes are not copied; the buffer shares their ownership.
+grpc::ByteBuffer EncodeQuestion(const InferenceQuestion& question);
+
+struct InferenceAnswer {
+  Tensor logits;               // [rows, num_outputs] fp32
+  std::vector<Tensor> states;  // by index in config.states
+  // Of the weights that answered and of their group; 0 where the server does not say (servers that
+  // are not ours: a frozen teacher has no steps).
+  uint64_t generation = 0;
+  int64_t step = 0;
+  int64_t latest_step = 0;
+
+  int64_t staleness_steps() const { return latest_step > step ? latest_step - step : 0; }
+};
+
+// Parses an answer to `question`: output "logits" with rows x num_outputs values, and every
+// recurrent state by name. Copies each tensor once. INVALID_ARGUMENT names the output that is
+// missing or has another type, shape or length than it must.
+absl::StatusOr<InferenceAnswer> DecodeAnswer(grpc::ByteBuffer* buffer,
+                                             const InferenceQuestion& question);
+
+}  // namespace codistill
+
+#endif  // CODISTILL_WORKER_INFERENCE_MESSAGES_H_

@@ -1,0 +1,281 @@
+#include "worker/step_computer.h"
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/base/random.h"
+#include "common/base/status.h"
+
+namespace codistill {
+namespace {
+
+// A transfer gets at least this rate, in bytes a second, before it counts as lost.
+constexpr double kSlowestTransfer = 10e6;
+constexpr absl::Duration kTransferWait = absl::Seconds(60);
+
+// Adds the time since its construction or the last call to an activity.
+class StopWatch {
+ public:
+  explicit StopWatch(WorkerProgress* progress) : progress_(progress) {}
+  void Lap(WorkerProgress::Activity activity) {
+    const absl::Time now = absl::Now();
+    progress_->AddTime(activity, now - start_);
+    start_ = now;
+  }
+
+ private:
+  WorkerProgress* const progress_;
+  absl::Time start_ = absl::Now();
+};
+
+}  // namespace
+
+LossOptions LossOptionsOf(const JobConfig& job) {
+  LossOptions options;
+  switch (job.model().label_loss()) {
+    case SOFTMAX_CROSS_ENTROPY:
+      options.label_loss = LossOptions::kSoftmaxCrossEntropy;
+      break;
+    case SIGMOID_CROSS_ENTROPY:
+      options.label_loss = LossOptions::kSigmoidCrossEntropy;
+      break;
+    case SQUARED_ERROR:
+      options.label_loss = LossOptions::kSquaredError;
+      break;
+  }
+  options.label_smoothing = job.model().label_smoothing();
+  const CodistillationConfig& codistillation = job.codistillation();
+  switch (codistillation.teacher_loss()) {
+    case CodistillationConfig::SOFT_CROSS_ENTROPY:
+      options.teacher_loss = LossOptions::kSoftCrossEntropy;
+      break;
+    case CodistillationConfig::KL_TEACHER_STUDENT:
+      options.teacher_loss = LossOptions::kKlTeacherStudent;
+      break;
+    case CodistillationConfig::KL_STUDENT_TEACHER:
+      options.teacher_loss = LossOptions::kKlStudentTeacher;
+      break;
+    case CodistillationConfig::SQUARED_ERROR_LOGITS:
+      options.teacher_loss = LossOptions::kSquaredErrorLogits;
+      break;
+  }
+  options.temperature = codistillation.temperature();
+  options.teacher_average = codistillation.average() == CodistillationConfig::LOGITS
+                                ? LossOptions::kLogits
+                                : LossOptions::kProbabilities;
+  return options;
+}
+
+absl::StatusOr<std::unique_ptr<StepComputer>> StepComputer::Create(Options options) {
+  auto computer = std::unique_ptr<StepComputer>(new StepComputer(std::move(options)));
+  LossInputs none;
+  none.classes = computer->options_.job.model().num_outputs();
+  CODISTILL_RETURN_IF_ERROR(
+      Annotate(ValidateLoss(computer->loss_options_, none), "model and codistillation"));
+  return computer;
+}
+
+StepComputer::StepComputer(Options options)
+    : options_(std::move(options)),
+      loss_options_(LossOptionsOf(options_.job)),
+      group_hash_(HashString(options_.job.groups(options_.group).name())) {
+  const TensorList& tensors = options_.model->tensors();
+  for (int i = 0; i < tensors.tensors_size(); ++i) {
+    if (tensors.tensors(i).role() == TensorSpec::BUFFER) buffers_.push_back(i);
+    if (tensors.tensors(i).role() != TensorSpec::TIED) {
+      model_bytes_ += static_cast<int64_t>(options_.model->storage()[i].bytes());
+    }
+  }
+}
+
+StepComputer::Result StepComputer::Run(const Session& session, const BatchPipeline::Step& step,
+                                       RecurrentStateAfter* state) {
+  Result result;
+  const absl::Time start = absl::Now();
+  StopWatch watch(options_.progress);
+  const Assignment& assignment = step.assignment;
+
+  absl::StatusOr<int64_t> weights_step = Pull(session, assignment);
+  watch.Lap(WorkerProgress::kPull);
+  if (!weights_step.ok()) {
+    result.transfer_error = weights_step.status();
+    return result;
+  }
+
+  Model::States states = state->For(assignment.step(), step.batch.starts_epoch);
+  absl::StatusOr<Model::Logits> logits = Forward(step, &states);
+  watch.Lap(WorkerProgress::kCompute);
+  if (!logits.ok()) {
+    result.local_error = logits.status();
+    return result;
+  }
+
+  result.local_error = TakePredictions(step);
+  watch.Lap(WorkerProgress::kTeacher);
+  if (!result.local_error.ok()) return result;
+
+  absl::StatusOr<Loss> loss = ComputeLoss(step, *logits);
+  if (!loss.ok()) {
+    result.local_error = loss.status();
+    return result;
+  }
+  logits->values = Tensor();  // the graph keeps what the backward pass needs
+
+  TensorClient::PushHeader header;
+  header.generation = session.generation;
+  header.step = assignment.step();
+  header.rank = options_.rank;
+  header.incarnation = session.incarnation;
+  header.weights_step = *weights_step;
+  std::unique_ptr<PushStream> push = session.tensors->StartPush(header, PushDeadline());
+  PushBuffers(push.get());
+  result.local_error = options_.model->Backward(
+      gradient_, [&push](int index, const float* data, std::shared_ptr<const void> owner) {
+        push->AddGradient(index, data, std::move(owner));
+      });
+  watch.Lap(WorkerProgress::kCompute);
+  if (!result.local_error.ok()) return result;
+
+  RecurrentStateAfter after;
+  after.step = assignment.step();
+  after.states = std::move(states);
+  if (assignment.want_worker_state()) {
+    push->AddWorkerState(EncodeWorkerState(options_.job.model(), after));
+  }
+
+  PushEnd end;
+  end.set_num_examples(step.batch.examples);
+  // A sum that is not a number would spoil the group's curves; the gradient tells on itself.
+  if (loss->finite) {
+    end.set_label_loss_sum(loss->sums.label_loss_sum);
+    end.set_teacher_loss_sum(loss->sums.teacher_loss_sum);
+    end.set_num_labels(step.batch.rows);
+  }
+  end.set_used_teacher(loss->used_teacher);
+  end.set_teacher_weight(loss->used_teacher ? assignment.teacher_weight() : 0);
+  absl::StatusOr<PushStream::Result> pushed = push->Finish(std::move(end));
+  watch.Lap(WorkerProgress::kPush);
+  if (!pushed.ok()) {
+    result.transfer_error = pushed.status();
+    result.pushing = true;
+    return result;
+  }
+  result.push = *std::move(pushed);
+  *state = std::move(after);
+  last_step_ = absl::Now() - start;
+
+  WorkerProgress::StepReport report;
+  report.step = assignment.step();
+  report.outcome = result.push.outcome;
+  report.examples = step.batch.examples;
+  report.push_bytes = result.push.bytes;
+  const double rows = static_cast<double>(std::max<int64_t>(step.batch.rows, 1));
+  report.label_loss = loss->sums.label_loss_sum / rows;
+  report.wanted_teacher = assignment.teacher_weight() > 0;
+  report.used_teacher = loss->used_teacher;
+  if (loss->used_teacher) {
+    report.teacher_loss = loss->sums.teacher_loss_sum / rows;
+    report.staleness_steps = predictions_->staleness_steps;
+    report.prefetch_lag_steps = predictions_->prefetch_lag_steps;
+  }
+  options_.progress->StepDone(report);
+  ForgetPredictions();
+  return result;
+}
+
+absl::StatusOr<int64_t> StepComputer::Pull(const Session& session, const Assignment& assignment) {
+  const bool sync = options_.job.training().update_mode() == TrainingConfig::SYNC;
+  CODISTILL_ASSIGN_OR_RETURN(
+      const TensorClient::PullResult pulled,
+      session.tensors->Pull(
+          sync ? TensorClient::Source::kStep : TensorClient::Source::kAtLeastStep,
+          session.generation, assignment.weights_step(), options_.model->storage(),
+          absl::Now() + kTransferWait + absl::Seconds(model_bytes_ / kSlowestTransfer)));
+  options_.progress->AddPulled(pulled.bytes);
+  return sync ? assignment.weights_step() : pulled.version.step();
+}
+
+absl::StatusOr<Model::Logits> StepComputer::Forward(const BatchPipeline::Step& step,
+                                                    Model::States* states) {
+  const uint64_t seed =
+      Mix(options_.job.seed(), group_hash_, step.assignment.step(), options_.rank);
+  CODISTILL_ASSIGN_OR_RETURN(
+      Model::Logits logits,
+      options_.model->Forward(step.batch.inputs,
+                              options_.job.model().states_size() > 0 ? states : nullptr, seed));
+  if (logits.rows != step.batch.rows) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("the model gives ", logits.rows, " rows of logits for a batch of ",
+                     step.batch.examples, " examples with ", step.batch.rows, " labels"));
+  }
+  return logits;
+}
+
+absl::Status StepComputer::TakePredictions(const BatchPipeline::Step& step) {
+  if (options_.teachers == nullptr || predictions_.has_value()) return absl::OkStatus();
+  const int64_t number = step.assignment.step();
+  if (!(step.assignment.teacher_weight() > 0)) {
+    options_.teachers->BeginStep(number);
+    return absl::OkStatus();
+  }
+  options_.progress->SetState("training", absl::StrCat("step ", number, ": waiting for teachers"));
+  absl::StatusOr<TeacherPredictions> predictions = options_.teachers->Take(step.question);
+  const TeacherSource::Counters counters = options_.teachers->counters();
+  options_.progress->SetTeacherRequests(counters.requests, counters.failures);
+  CODISTILL_RETURN_IF_ERROR(predictions);
+  options_.progress->SetState(
+      "training", predictions->logits.empty()
+                      ? absl::StrCat("step ", number, " goes on without teachers",
+                                     counters.last_error.empty() ? "" : ": ", counters.last_error)
+                      : absl::StrCat("step ", number, " with ", predictions->logits.size(),
+                                     predictions->logits.size() == 1 ? " teacher" : " teachers"));
+  predictions_ = *std::move(predictions);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<StepComputer::Loss> StepComputer::ComputeLoss(const BatchPipeline::Step& step,
+                                                             const Model::Logits& logits) {
+  LossInputs inputs;
+  inputs.rows = logits.rows;
+  inputs.classes = options_.job.model().num_outputs();
+  inputs.logits = logits.values.As<float>().data();
+  if (!step.batch.labels.empty()) inputs.labels = step.batch.labels.As<int64_t>().data();
+  if (!step.batch.targets.empty()) inputs.targets = step.batch.targets.As<float>().data();
+  std::vector<const float*> teachers;
+  if (predictions_.has_value()) {
+    const std::vector<Tensor>& all = predictions_->logits;
+    for (const Tensor& tensor : all) teachers.push_back(tensor.As<float>().data());
+  }
+  inputs.teachers = teachers;
+  inputs.teacher_weight = teachers.empty() ? 0 : step.assignment.teacher_weight();
+  if (gradient_.empty() || gradient_.shape() != logits.values.shape()) {
+    gradient_ = Tensor::Allocate(DT_FLOAT, logits.values.shape());
+  }
+  LossOutputs outputs;
+  outputs.gradient = gradient_.As<float>().data();
+  absl::Status status =
+      ComputeLossCpu(loss_options_, inputs, &outputs, options_.job.training().worker_threads());
+  if (!status.ok()) return Annotate(status, absl::StrCat("step ", step.assignment.step()));
+  return Loss{outputs.sums, outputs.finite, inputs.teacher_weight > 0};
+}
+
+void StepComputer::PushBuffers(PushStream* push) {
+  for (int index : buffers_) {
+    const TensorView& view = options_.model->storage()[index];
+    // A copy: the next pull writes into the model while gRPC may still hold these bytes.
+    Tensor copy = Tensor::Allocate(view.dtype, view.shape);
+    std::memcpy(copy.data(), view.data, view.bytes());
+    push->AddBuffer(index, copy.data(), copy.owner());
+  }
+}
+
+absl::Time StepComputer::PushDeadline() const {
+  // Decided when the slowest member has pushed, or a lost one has come back.
+  return absl::Now() + kTransferWait + absl::Seconds(model_bytes_ / kSlowestTransfer) +
+         absl::Seconds(options_.job.training().rejoin_timeout_s()) + 20 * last_step_;
+}
+
+}  // namespace codistill

@@ -1,0 +1,92 @@
+#ifndef CODISTILL_WORKER_STEP_COMPUTER_H_
+#define CODISTILL_WORKER_STEP_COMPUTER_H_
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "common/client/tensor_client.h"
+#include "common/model/model.h"
+#include "common/tensor/tensor.h"
+#include "cuda/loss.h"
+#include "proto/job.pb.h"
+#include "worker/batch_pipeline.h"
+#include "worker/recurrent_state.h"
+#include "worker/teacher_source.h"
+#include "worker/worker_progress.h"
+
+namespace codistill {
+
+// The loss of a job, as the kernel takes it.
+LossOptions LossOptionsOf(const JobConfig& job);
+
+// One step of a worker, from a batch and a place to get the weights from to the decision about its
+// push: pull, forward, teachers, loss, backward, each gradient on its way as soon as there is one.
+// Used by one thread.
+class StepComputer {
+ public:
+  struct Options {
+    JobConfig job;
+    int group = 0;
+    int rank = 0;
+    Model* model = nullptr;              // not owned
+    TeacherSource* teachers = nullptr;   // not owned; null = none
+    WorkerProgress* progress = nullptr;  // not owned
+  };
+  // INVALID_ARGUMENT: a loss that the kernel does not take.
+  static absl::StatusOr<std::unique_ptr<StepComputer>> Create(Options options);
+
+  // Membership under which steps are computed.
+  struct Session {
+    std::shared_ptr<TensorClient> tensors;
+    uint64_t generation = 0;
+    uint64_t incarnation = 0;
+  };
+
+  struct Result {
+    // The step cannot be computed here, now or again: model, loss, or a teacher under FAIL.
+    absl::Status local_error;
+    // Shards did not give weights or take the push. The step may be computed again: it gives the
+    // same.
+    absl::Status transfer_error;
+    bool pushing = false;  // the transfer error came after gradients had begun to leave
+    PushStream::Result push;
+  };
+
+  // Computes `step`, after which the recurrent state is `*state` unless there was an error. Teacher
+  // predictions are taken once and stay with the step until ForgetPredictions.
+  Result Run(const Session& session, const BatchPipeline::Step& step, RecurrentStateAfter* state);
+  void ForgetPredictions() { predictions_.reset(); }
+
+ private:
+  struct Loss {
+    LossSums sums;
+    bool finite = true;
+    bool used_teacher = false;
+  };
+
+  explicit StepComputer(Options options);
+  absl::StatusOr<int64_t> Pull(const Session& session, const Assignment& assignment);
+  absl::StatusOr<Model::Logits> Forward(const BatchPipeline::Step& step, Model::States* states);
+  absl::Status TakePredictions(const BatchPipeline::Step& step);
+  // Fills gradient_.
+  absl::StatusOr<Loss> ComputeLoss(const BatchPipeline::Step& step, const Model::Logits& logits);
+  void PushBuffers(PushStream* push);
+  absl::Time PushDeadline() const;
+
+  const Options options_;
+  const LossOptions loss_options_;
+  const uint64_t group_hash_;
+  std::vector<int> buffers_;  // indices in model->tensors()
+  int64_t model_bytes_ = 0;
+  Tensor gradient_;  // with respect to the logits, reused
+  std::optional<TeacherPredictions> predictions_;
+  absl::Duration last_step_;  // how long the last one took
+};
+
+}  // namespace codistill
+
+#endif  // CODISTILL_WORKER_STEP_COMPUTER_H_

@@ -1,0 +1,48 @@
+#ifndef CODISTILL_WORKER_TESTING_LINEAR_MODEL_H_
+#define CODISTILL_WORKER_TESTING_LINEAR_MODEL_H_
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "common/model/model.h"
+
+namespace codistill {
+
+// A model without libtorch: logits = (x + noise) W + b + h, where `noise` is seeded (as dropout is)
+// and h is an optional recurrent state [1, examples, 1] that grows by one each pass. Tensors, in
+// order: "w" [inputs, outputs] and "b" [outputs], parameters; "seen" INT64 [1], a buffer that
+// counts training passes.
+class LinearModel : public Model {
+ public:
+  LinearModel(int64_t inputs, int64_t outputs, bool recurrent, float noise = 0);
+
+  const TensorList& tensors() const override { return tensors_; }
+  absl::Span<const TensorView> storage() const override { return views_; }
+  absl::StatusOr<Logits> Predict(absl::Span<const Tensor> inputs, States* states) const override;
+  absl::StatusOr<Logits> Forward(absl::Span<const Tensor> inputs, States* states,
+                                 uint64_t seed) override;
+  absl::Status Backward(const Tensor& gradient, const OnGradient& on_gradient) override;
+
+  // What Forward was given, call by call.
+  const std::vector<uint64_t>& seeds() const { return seeds_; }
+  const std::vector<float>& first_states() const { return first_states_; }
+
+ private:
+  absl::StatusOr<Logits> Run(const Tensor& x, States* states) const;
+
+  const int64_t inputs_;
+  const int64_t outputs_;
+  const bool recurrent_;
+  const float noise_;
+  TensorList tensors_;
+  std::vector<Tensor> memory_;
+  std::vector<TensorView> views_;
+  Tensor x_;  // of the last Forward
+  std::vector<uint64_t> seeds_;
+  std::vector<float> first_states_;
+};
+
+}  // namespace codistill
+
+#endif  // CODISTILL_WORKER_TESTING_LINEAR_MODEL_H_

@@ -1,0 +1,338 @@
+#include "worker/trainer.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/base/status.h"
+#include "common/config/job.h"
+#include "common/config/shard_map.h"
+#include "glog/logging.h"
+
+namespace codistill {
+namespace {
+
+constexpr absl::Duration kRegisterTimeout = absl::Seconds(10);
+constexpr absl::Duration kHeartbeatTimeout = absl::Seconds(5);
+constexpr absl::Duration kLeaveTimeout = absl::Seconds(3);
+// How often the training thread looks up from waiting for work.
+constexpr absl::Duration kWorkPoll = absl::Milliseconds(200);
+constexpr absl::Duration kFirstBackoff = absl::Milliseconds(50);
+constexpr absl::Duration kLongestBackoff = absl::Seconds(1);
+
+// Whether the same call may succeed later. Connections that break show as any of these.
+bool IsTransient(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kUnavailable:
+    case absl::StatusCode::kDeadlineExceeded:
+    case absl::StatusCode::kCancelled:
+    case absl::StatusCode::kUnknown:
+    case absl::StatusCode::kInternal:
+    case absl::StatusCode::kResourceExhausted:
+      return true;
+    default:
+      return false;
+  }
+}
+
+TensorList ListOf(const ShardMap& map) {
+  TensorList list;
+  *list.mutable_tensors() = map.tensors();
+  return list;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Options options) {
+  if (options.connect == nullptr) options.connect = TensorClient::Create;
+  auto trainer = std::unique_ptr<Trainer>(new Trainer(std::move(options)));
+  const Options& o = trainer->options_;
+  StepComputer::Options computer;
+  computer.job = o.job;
+  computer.group = o.group;
+  computer.rank = o.rank;
+  computer.model = o.model;
+  computer.teachers = o.teachers;
+  computer.progress = o.progress;
+  CODISTILL_ASSIGN_OR_RETURN(trainer->computer_, StepComputer::Create(std::move(computer)));
+  BatchPipeline::Options pipeline;
+  pipeline.leader = o.leader;
+  pipeline.batches = o.batches;
+  pipeline.teachers = o.teachers;
+  pipeline.rank = o.rank;
+  pipeline.ahead = std::max(1, o.job.codistillation().prefetch());
+  pipeline.announce = o.job.codistillation().prefetch() > 0;
+  trainer->pipeline_ = std::make_unique<BatchPipeline>(std::move(pipeline));
+  return trainer;
+}
+
+Trainer::Trainer(Options options)
+    : options_(std::move(options)),
+      sync_(options_.job.training().update_mode() == TrainingConfig::SYNC),
+      progress_(options_.progress) {}
+
+Trainer::~Trainer() = default;
+
+absl::Status Trainer::Run() {
+  {
+    PeriodicTask::Options beat;
+    beat.name = "heartbeat";
+    beat.interval = options_.heartbeat_interval;
+    heartbeat_ = std::make_unique<PeriodicTask>(beat, [this] { Beat(); });
+  }
+  absl::Status status = Join(/*aborted=*/true);
+  if (status.ok()) status = Train();
+  if (absl::IsCancelled(status) && leaving()) status = absl::OkStatus();
+  heartbeat_->Stop();
+  pipeline_.reset();
+  Leave(status);
+  return status;
+}
+
+void Trainer::Drain() {
+  {
+    MutexLock lock(&mu_);
+    if (drain_) return;
+    drain_ = true;
+  }
+  if (options_.teachers != nullptr) options_.teachers->StopWaiting();
+}
+
+bool Trainer::leaving() const {
+  MutexLock lock(&mu_);
+  return drain_ || !superseded_.ok();
+}
+
+absl::Status Trainer::superseded() const {
+  MutexLock lock(&mu_);
+  return superseded_;
+}
+
+const std::string& Trainer::GroupName() const { return options_.job.groups(options_.group).name(); }
+
+absl::Status Trainer::Train() {
+  for (;;) {
+    CODISTILL_RETURN_IF_ERROR(superseded());
+    if (leaving()) return absl::OkStatus();
+    const absl::Time start = absl::Now();
+    absl::StatusOr<std::unique_ptr<BatchPipeline::Step>> step = pipeline_->Next(start + kWorkPoll);
+    progress_->AddTime(WorkerProgress::kAssignment, absl::Now() - start);
+    if (absl::IsDeadlineExceeded(step.status())) {
+      if (absl::Now() - start >= kWorkPoll) progress_->SetState("waiting", "for the next step");
+      continue;
+    }
+    if (absl::IsOutOfRange(step.status())) return absl::OkStatus();
+    if (!step.ok()) {
+      CODISTILL_RETURN_IF_ERROR(Recover(step.status()));
+      continue;
+    }
+    if (!(*step)->data_error.ok()) {
+      fatal_ = (*step)->data_error;
+      return fatal_;
+    }
+    CODISTILL_RETURN_IF_ERROR(Compute(**step));
+  }
+}
+
+absl::Status Trainer::Compute(const BatchPipeline::Step& step) {
+  const uint64_t generation = session_.generation;
+  const uint64_t incarnation = session_.incarnation;
+  computer_->ForgetPredictions();
+  for (;;) {
+    progress_->SetState("training", absl::StrCat("step ", step.assignment.step()));
+    const StepComputer::Result result = computer_->Run(session_, step, &state_);
+    if (!result.local_error.ok()) {
+      fatal_ = result.local_error;
+      return fatal_;
+    }
+    if (result.transfer_error.ok()) {
+      failures_in_row_ = 0;
+      LOG_IF(WARNING, result.push.outcome != APPLIED && result.push.outcome != DUPLICATE)
+          << "step " << step.assignment.step() << ": push " << PushOutcome_Name(result.push.outcome)
+          << " " << result.push.message;
+      return absl::OkStatus();
+    }
+    CODISTILL_RETURN_IF_ERROR(Recover(result.transfer_error));
+    if (leaving()) return absl::OkStatus();
+    if (absl::IsAborted(result.transfer_error) || session_.generation != generation ||
+        session_.incarnation != incarnation) {
+      return absl::OkStatus();  // the step in hand belongs to the past
+    }
+    if (!sync_ && result.pushing) {
+      WorkerProgress::StepReport lost;
+      lost.step = step.assignment.step();
+      progress_->StepDone(lost);
+      state_ = {};
+      return absl::OkStatus();
+    }
+  }
+}
+
+absl::Status Trainer::Recover(const absl::Status& error) {
+  CODISTILL_RETURN_IF_ERROR(superseded());
+  const bool aborted = absl::IsAborted(error);
+  if (!aborted && !IsTransient(error)) return error;
+  LOG(WARNING) << "group " << GroupName() << ": " << error;
+  if (failures_in_row_++ == 0) failing_since_ = absl::Now();
+  const absl::Duration patience = absl::Seconds(options_.job.training().rejoin_timeout_s());
+  if (absl::Now() - failing_since_ > patience) {
+    return Annotate(error, absl::StrCat("no progress for ", absl::FormatDuration(patience),
+                                        " (training.rejoin_timeout_s)"));
+  }
+  // The first time at once: a restored group is usually there already.
+  if (failures_in_row_ > 1) BackOff();
+  if (leaving()) return absl::OkStatus();
+  return Join(aborted);
+}
+
+void Trainer::BackOff() {
+  const absl::Duration pause =
+      std::min(kFirstBackoff * (1 << std::min(failures_in_row_, 10)), kLongestBackoff);
+  MutexLock lock(&mu_);
+  const auto stop = [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return drain_ || !superseded_.ok(); };
+  mu_.AwaitWithTimeout(absl::Condition(&stop), pause);
+}
+
+absl::Status Trainer::Join(bool aborted) {
+  progress_->SetState(joined_ ? "waiting" : "starting",
+                      absl::StrCat("joining group ", GroupName()));
+  CODISTILL_ASSIGN_OR_RETURN(const RegisterReply reply, Register());
+  return Enter(reply, aborted);
+}
+
+absl::StatusOr<RegisterReply> Trainer::Register() {
+  RegisterRequest request;
+  request.set_rank(options_.rank);
+  request.set_process_nonce(options_.process_nonce);
+  *request.mutable_tensors() = options_.model->tensors().tensors();
+  request.set_address(options_.address);
+  request.set_http_address(options_.http_address);
+  const absl::Duration patience = absl::Seconds(options_.job.training().rejoin_timeout_s());
+  const absl::Time start = absl::Now();
+  absl::Duration pause = kFirstBackoff;
+  for (;;) {
+    absl::StatusOr<RegisterReply> reply =
+        options_.leader->Register(request, absl::Now() + kRegisterTimeout);
+    if (reply.ok()) return reply;
+    if (!IsTransient(reply.status()) && !absl::IsAborted(reply.status())) return reply.status();
+    if (absl::Now() - start > patience) {
+      return Annotate(
+          reply.status(),
+          absl::StrCat("the leader of group ", GroupName(), " could not be reached for ",
+                       absl::FormatDuration(patience), " (training.rejoin_timeout_s)"));
+    }
+    MutexLock lock(&mu_);
+    const auto stop = [this]()
+                          ABSL_NO_THREAD_SAFETY_ANALYSIS { return drain_ || !superseded_.ok(); };
+    if (mu_.AwaitWithTimeout(absl::Condition(&stop), pause)) {
+      return superseded_.ok() ? absl::CancelledError("draining") : superseded_;
+    }
+    pause = std::min(pause * 2, kLongestBackoff);
+  }
+}
+
+absl::Status Trainer::Enter(const RegisterReply& reply, bool aborted) {
+  const bool same = !aborted && reply.generation() == session_.generation &&
+                    reply.incarnation() == session_.incarnation;
+  const std::vector<std::string> addresses(reply.shard_addresses().begin(),
+                                           reply.shard_addresses().end());
+  const std::string difference =
+      FirstDifference(ListOf(reply.shard_map()), options_.model->tensors());
+  if (!difference.empty()) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("this worker's archive is not the group's: ", difference));
+  }
+  if (session_.tensors == nullptr || addresses != shard_addresses_ ||
+      reply.shard_map().num_shards() != shard_map_.num_shards()) {
+    TensorClient::Options options;
+    options.group.set_run_id(RunId(options_.job));
+    options.group.set_group(GroupName());
+    options.shard_map = reply.shard_map();
+    options.shard_addresses = addresses;
+    CODISTILL_ASSIGN_OR_RETURN(session_.tensors, options_.connect(std::move(options)));
+    shard_map_ = reply.shard_map();
+    shard_addresses_ = addresses;
+  }
+  if (same) return absl::OkStatus();
+  const bool same_generation = reply.generation() == session_.generation;
+  session_.generation = reply.generation();
+  session_.incarnation = reply.incarnation();
+  {
+    MutexLock lock(&mu_);
+    incarnation_ = reply.incarnation();
+  }
+  progress_->SetGeneration(reply.generation());
+  if (!joined_ || !same_generation) RestoreState(reply);
+  joined_ = true;
+  pipeline_->Restart(session_.generation, session_.incarnation);
+  if (options_.teachers != nullptr) options_.teachers->Reset();
+  LOG(INFO) << "joined group " << GroupName() << " as worker " << options_.rank << ", generation "
+            << reply.generation() << ", incarnation " << reply.incarnation() << ", at step "
+            << reply.version().step();
+  return absl::OkStatus();
+}
+
+void Trainer::RestoreState(const RegisterReply& reply) {
+  state_ = {};
+  if (reply.worker_state().empty()) return;
+  absl::StatusOr<RecurrentStateAfter> state =
+      DecodeWorkerState(options_.job.model(), reply.worker_state());
+  if (!state.ok()) {
+    LOG(WARNING) << "recurrent state starts from zeros: " << state.status();
+    return;
+  }
+  state_ = *std::move(state);
+}
+
+void Trainer::Beat() {
+  HeartbeatRequest request;
+  {
+    MutexLock lock(&mu_);
+    if (incarnation_ == 0) return;
+    request.set_incarnation(incarnation_);
+  }
+  if (options_.teachers != nullptr) {
+    const TeacherSource::Counters counters = options_.teachers->counters();
+    progress_->SetTeacherRequests(counters.requests, counters.failures);
+  }
+  request.set_rank(options_.rank);
+  *request.mutable_counters() = progress_->counters();
+  request.set_state(progress_->state());
+  const absl::StatusOr<HeartbeatReply> reply =
+      options_.leader->Heartbeat(std::move(request), absl::Now() + kHeartbeatTimeout);
+  if (reply.ok()) {
+    if (reply->drain()) Drain();
+    return;
+  }
+  if (!absl::IsFailedPrecondition(reply.status())) return;  // the training thread meets it too
+  {
+    MutexLock lock(&mu_);
+    superseded_ = reply.status();
+  }
+  if (options_.teachers != nullptr) options_.teachers->StopWaiting();
+}
+
+void Trainer::Leave(const absl::Status& status) {
+  progress_->SetState(status.ok() ? "finished" : "failed", std::string(status.message()));
+  if (!joined_ || !superseded().ok()) return;
+  if (options_.teachers != nullptr) {
+    const TeacherSource::Counters counters = options_.teachers->counters();
+    progress_->SetTeacherRequests(counters.requests, counters.failures);
+  }
+  HeartbeatRequest request;
+  request.set_rank(options_.rank);
+  request.set_incarnation(session_.incarnation);
+  *request.mutable_counters() = progress_->counters();
+  request.set_state(progress_->state());
+  request.set_leaving(status.ok());
+  if (!fatal_.ok()) request.set_fatal_error(fatal_.ToString());
+  const absl::Time deadline = absl::Now() + kLeaveTimeout;
+  for (;;) {
+    const absl::StatusOr<HeartbeatReply> reply = options_.leader->Heartbeat(request, deadline);
+    if (reply.ok() || !IsTransient(reply.status()) || absl::Now() >= deadline) break;
+    absl::SleepFor(kFirstBackoff);
+  }
+}
+
+}  // namespace codistill

@@ -1,0 +1,124 @@
+#ifndef CODISTILL_WORKER_TRAINER_H_
+#define CODISTILL_WORKER_TRAINER_H_
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/base/executor.h"
+#include "common/base/mutex.h"
+#include "common/client/leader_client.h"
+#include "common/client/tensor_client.h"
+#include "common/model/model.h"
+#include "proto/job.pb.h"
+#include "worker/batch_pipeline.h"
+#include "worker/batch_source.h"
+#include "worker/recurrent_state.h"
+#include "worker/step_computer.h"
+#include "worker/teacher_source.h"
+#include "worker/worker_progress.h"
+
+namespace codistill {
+
+// A worker's life: joins its group, computes the steps it is given until the group has finished,
+// and comes back by itself from whatever happens to the group meanwhile.
+//
+// What the answers of leader and shards mean:
+//   ABORTED              the group was restored, or moved on without us: everything pulled,
+//   prepared,
+//                        predicted and carried is dropped; we register again and go on from the
+//                        leader's next step.
+//   UNAVAILABLE, ...     somebody is restarting: register again with back-off; where that shows the
+//   same
+//                        session, the step in hand is computed again (its push replaces what was
+//                        staged; one already committed is answered DUPLICATE). After
+//                        rejoin_timeout_s without progress, Run fails with the last error, which
+//                        names the address.
+//   FAILED_PRECONDITION  a newer process has our rank: Run fails at once.
+//   anything else        Run fails with it.
+//
+// In ASYNC a push that fails is lost, counted, and the next step taken: ranges are never issued
+// twice.
+class Trainer {
+ public:
+  using Connect =
+      std::function<absl::StatusOr<std::unique_ptr<TensorClient>>(TensorClient::Options)>;
+
+  struct Options {
+    JobConfig job;
+    int group = 0;
+    int rank = 0;
+    uint64_t process_nonce = 0;  // random per process
+    std::string address;         // where this worker's Control service is
+    std::string http_address;
+    // Not owned; they outlive the trainer.
+    LeaderClient* leader = nullptr;
+    Model* model = nullptr;
+    BatchSource* batches = nullptr;
+    TeacherSource* teachers = nullptr;  // null = none
+    WorkerProgress* progress = nullptr;
+    Connect connect;  // null = TensorClient::Create
+    absl::Duration heartbeat_interval = absl::Seconds(1);
+  };
+
+  static absl::StatusOr<std::unique_ptr<Trainer>> Create(Options options);
+  ~Trainer();
+
+  // Trains, on the calling thread; once. OK: the leader has said that the group is finished or
+  // draining, or Drain was called. Tells the leader how it ended, as far as it can be reached.
+  absl::Status Run();
+
+  // Ends Run after the step in hand. Any thread.
+  void Drain();
+
+ private:
+  explicit Trainer(Options options);
+
+  // Joins the group, or finds out where it is now. `aborted`: what we hold belongs to the past.
+  absl::Status Join(bool aborted);
+  absl::StatusOr<RegisterReply> Register();
+  absl::Status Enter(const RegisterReply& reply, bool aborted);
+  void RestoreState(const RegisterReply& reply);
+  absl::Status Train();
+  // What to do after `error` of a leader or shard: OK = joined again, go on.
+  absl::Status Recover(const absl::Status& error);
+  absl::Status Compute(const BatchPipeline::Step& step);
+  void Beat();
+  void Leave(const absl::Status& status);
+  const std::string& GroupName() const;
+  bool leaving() const;
+  absl::Status superseded() const;
+  // Waits a little longer with every failure in a row; less when leaving.
+  void BackOff();
+
+  const Options options_;
+  const bool sync_;
+  WorkerProgress* const progress_;
+  std::unique_ptr<StepComputer> computer_;
+  std::unique_ptr<BatchPipeline> pipeline_;
+
+  // Of the training thread:
+  StepComputer::Session session_;
+  ShardMap shard_map_;
+  std::vector<std::string> shard_addresses_;
+  RecurrentStateAfter state_;
+  bool joined_ = false;
+  int failures_in_row_ = 0;
+  absl::Time failing_since_;  // with failures_in_row_ > 0
+  absl::Status fatal_;        // what the leader is to hear of
+
+  mutable Mutex mu_;
+  bool drain_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Status superseded_ ABSL_GUARDED_BY(mu_);   // by a newer process of this rank
+  uint64_t incarnation_ ABSL_GUARDED_BY(mu_) = 0;  // for heartbeats; 0 = not joined yet
+  std::unique_ptr<PeriodicTask> heartbeat_;
+};
+
+}  // namespace codistill
+
+#endif  // CODISTILL_WORKER_TRAINER_H_

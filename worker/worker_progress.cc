@@ -1,0 +1,185 @@
+#include "worker/worker_progress.h"
+
+#include <algorithm>
+
+namespace codistill {
+namespace {
+
+// Rates are means over about so long.
+constexpr absl::Duration kRateWindow = absl::Seconds(5);
+// Points of the rate's history are at least so far apart.
+constexpr absl::Duration kRateInterval = absl::Milliseconds(100);
+
+constexpr const char* kActivityNames[] = {"assignment", "pull", "teacher", "compute", "push"};
+
+// Metric labels are lower-case words.
+const char* OutcomeName(PushOutcome outcome) {
+  switch (outcome) {
+    case APPLIED:
+      return "applied";
+    case DUPLICATE:
+      return "duplicate";
+    case DROPPED_LATE:
+      return "dropped_late";
+    case TOO_STALE:
+      return "too_stale";
+    case REJECTED:
+      return "rejected";
+    default:
+      return "lost";
+  }
+}
+
+}  // namespace
+
+WorkerProgress::WorkerProgress(Metrics* metrics, Clock* clock) : clock_(clock), metrics_(metrics) {
+  history_.emplace_back(clock_->Now(), 0);
+  if (metrics == nullptr) return;
+  for (int i = 0; i < kActivities; ++i) {
+    seconds_[i] = metrics->counter("codistill_worker_seconds_total",
+                                   "Time of the training thread, by what it went into.",
+                                   {{"activity", kActivityNames[i]}});
+  }
+  steps_ = metrics->counter("codistill_worker_steps_total", "Pushes that were applied.");
+  examples_ = metrics->counter("codistill_worker_examples_total", "Examples in applied pushes.");
+  push_bytes_ = metrics->counter("codistill_worker_push_bytes_total", "Bytes sent to shards.");
+  pull_bytes_ = metrics->counter("codistill_worker_pull_bytes_total", "Bytes read from shards.");
+  teacher_used_ = metrics->counter("codistill_worker_teacher_used_steps_total",
+                                   "Steps whose loss had teacher predictions in it.");
+  teacher_skipped_ = metrics->counter("codistill_worker_teacher_skipped_steps_total",
+                                      "Steps after burn-in that went on without predictions.");
+  teacher_requests_ = metrics->counter("codistill_worker_teacher_requests_total",
+                                       "Questions sent to teachers, repetitions included.");
+  teacher_failures_ =
+      metrics->counter("codistill_worker_teacher_failures_total", "Questions that failed.");
+  label_loss_ = metrics->gauge("codistill_worker_label_loss", "Of the last step, nats a label.");
+  teacher_loss_ =
+      metrics->gauge("codistill_worker_teacher_loss", "Of the last step with predictions.");
+  staleness_ =
+      metrics->gauge("codistill_worker_teacher_staleness_steps",
+                     "Of the last predictions used: how far behind its group the teacher was.");
+  current_step_ = metrics->gauge("codistill_worker_step", "Newest step that was decided.");
+}
+
+void WorkerProgress::SetState(const std::string& state, const std::string& detail) {
+  MutexLock lock(&mu_);
+  state_ = state;
+  detail_ = detail;
+}
+
+void WorkerProgress::SetGeneration(uint64_t generation) {
+  MutexLock lock(&mu_);
+  generation_ = generation;
+}
+
+void WorkerProgress::AddTime(Activity activity, absl::Duration time) {
+  const double seconds = absl::ToDoubleSeconds(time);
+  if (seconds_[activity] != nullptr) seconds_[activity]->Add(seconds);
+  MutexLock lock(&mu_);
+  if (activity == kCompute) {
+    counters_.set_compute_seconds(counters_.compute_seconds() + seconds);
+  } else {
+    counters_.set_wait_seconds(counters_.wait_seconds() + seconds);
+  }
+}
+
+void WorkerProgress::AddPulled(uint64_t bytes) {
+  if (pull_bytes_ != nullptr) pull_bytes_->Add(static_cast<double>(bytes));
+  MutexLock lock(&mu_);
+  counters_.set_pull_bytes(counters_.pull_bytes() + bytes);
+}
+
+void WorkerProgress::SetTeacherRequests(int64_t requests, int64_t failures) {
+  MutexLock lock(&mu_);
+  if (teacher_requests_ != nullptr) {
+    teacher_requests_->Add(static_cast<double>(requests - counters_.teacher_requests()));
+    teacher_failures_->Add(static_cast<double>(failures - counters_.teacher_failures()));
+  }
+  counters_.set_teacher_requests(requests);
+  counters_.set_teacher_failures(failures);
+}
+
+void WorkerProgress::StepDone(const StepReport& report) {
+  const bool applied = report.outcome == APPLIED || report.outcome == DUPLICATE;
+  {
+    MutexLock lock(&mu_);
+    WorkerCounters& c = counters_;
+    step_ = report.step;
+    c.set_push_bytes(c.push_bytes() + report.push_bytes);
+    if (applied) {
+      c.set_steps(c.steps() + 1);
+      c.set_examples(c.examples() + report.examples);
+    } else if (report.outcome == REJECTED) {
+      c.set_pushes_rejected(c.pushes_rejected() + 1);
+    } else if (report.outcome == TOO_STALE) {
+      c.set_pushes_too_stale(c.pushes_too_stale() + 1);
+    } else {
+      c.set_pushes_dropped(c.pushes_dropped() + 1);
+    }
+    if (report.used_teacher) {
+      c.set_teacher_used_steps(c.teacher_used_steps() + 1);
+      if (c.first_step_used() == 0) c.set_first_step_used(report.step);
+      c.set_max_staleness_steps(std::max(c.max_staleness_steps(), report.staleness_steps));
+      c.set_sum_staleness_steps(c.sum_staleness_steps() + report.staleness_steps);
+      c.set_sum_prefetch_lag_steps(c.sum_prefetch_lag_steps() + report.prefetch_lag_steps);
+    } else if (report.wanted_teacher) {
+      c.set_teacher_skipped_steps(c.teacher_skipped_steps() + 1);
+    }
+    const absl::Time now = clock_->Now();
+    if (now - history_.back().first >= kRateInterval) {
+      history_.emplace_back(now, c.examples());
+      while (history_.size() > 2 && now - history_[1].first >= kRateWindow) history_.pop_front();
+    }
+  }
+  if (metrics_ == nullptr) return;
+  metrics_
+      ->counter("codistill_worker_pushes_total", "Pushes, by what was decided about them.",
+                {{"outcome", OutcomeName(report.outcome)}})
+      ->Add();
+  if (applied) {
+    steps_->Add();
+    examples_->Add(static_cast<double>(report.examples));
+  }
+  push_bytes_->Add(static_cast<double>(report.push_bytes));
+  label_loss_->Set(report.label_loss);
+  current_step_->Set(static_cast<double>(report.step));
+  if (report.used_teacher) {
+    teacher_used_->Add();
+    teacher_loss_->Set(report.teacher_loss);
+    staleness_->Set(static_cast<double>(report.staleness_steps));
+  } else if (report.wanted_teacher) {
+    teacher_skipped_->Add();
+  }
+}
+
+double WorkerProgress::ExamplesPerSecond() const {
+  // Up to now, not to the last point: the rate of a worker that waits falls.
+  const double seconds = absl::ToDoubleSeconds(clock_->Now() - history_.front().first);
+  return seconds > 0 ? (counters_.examples() - history_.front().second) / seconds : 0;
+}
+
+WorkerCounters WorkerProgress::counters() const {
+  MutexLock lock(&mu_);
+  WorkerCounters counters = counters_;
+  counters.set_examples_per_second(ExamplesPerSecond());
+  return counters;
+}
+
+std::string WorkerProgress::state() const {
+  MutexLock lock(&mu_);
+  return state_;
+}
+
+void WorkerProgress::FillStatus(DaemonStatus* status) const {
+  MutexLock lock(&mu_);
+  status->set_state(state_);
+  status->set_detail(detail_);
+  status->set_step(step_);
+  status->set_generation(generation_);
+  status->set_rate(ExamplesPerSecond());
+  status->set_rate_unit("examples/s");
+  *status->mutable_worker() = counters_;
+  status->mutable_worker()->set_examples_per_second(status->rate());
+}
+
+}  // namespace codistill
