@@ -22,14 +22,6 @@ struct Mistake {
 // Whether `path` is `field` or lies inside it.
 bool IsWithin(absl::string_view path, absl::string_view field);
 
-// What a data source puts into a batch, as far as its configuration alone tells.
-struct BatchField {
-  std::string name;
-  DataType dtype = DT_INVALID;
-  std::vector<int64_t> shape;  // of one example
-};
-std::vector<BatchField> BatchFields(const DatasetConfig& dataset);
-
 // Collects mistakes of one message; `At` gives the paths of its fields.
 class Mistakes {
  public:

@@ -6,6 +6,7 @@
 #include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/config/batch_fields.h"
 #include "common/config/validate.h"
 #include "common/tensor/tensor.h"
 
@@ -18,6 +19,7 @@ using Strings = google::protobuf::RepeatedPtrField<std::string>;
 constexpr int64_t kMaxSyntheticElements = int64_t{1} << 30;  // 4 GiB of floats, held in memory
 constexpr int64_t kMaxImageSide = 4096;
 constexpr int64_t kMaxUnroll = 65536;
+constexpr int64_t kMaxCardinality = (int64_t{1} << 31) - 1;  // readers keep 32 bits
 
 std::string Index(absl::string_view field, int i) { return absl::StrCat(field, "[", i, "]"); }
 
@@ -118,6 +120,10 @@ void CheckCsv(const CsvConfig& config, const std::string& path, Mistakes* mistak
       mistakes->Add(inner + ".cardinality",
                     absl::StrCat("only possible with kind CATEGORICAL (kind is ",
                                  CsvColumn::Kind_Name(column.kind()), "); 0 would be right"));
+    } else if (column.cardinality() > kMaxCardinality) {
+      mistakes->Add(inner + ".cardinality",
+                    absl::StrCat("too many (", column.cardinality(), "); at most ", kMaxCardinality,
+                                 " would be right"));
     } else if (column.cardinality() < 0 || column.cardinality() == 1) {
       mistakes->Add(inner + ".cardinality",
                     absl::StrCat("leaves no index for a value (", column.cardinality(),
@@ -331,35 +337,6 @@ void CheckTogether(const DatasetConfig& train, const DatasetConfig& validation,
 }
 
 }  // namespace
-
-std::vector<BatchField> BatchFields(const DatasetConfig& dataset) {
-  std::vector<BatchField> fields;
-  switch (dataset.source_case()) {
-    case DatasetConfig::kSynthetic:
-      fields.push_back({"x", DT_FLOAT, {dataset.synthetic().inputs()}});
-      break;
-    case DatasetConfig::kCsv: {
-      int64_t numeric = 0;
-      int64_t categorical = 0;
-      for (const CsvColumn& column : dataset.csv().columns()) {
-        numeric += column.kind() == CsvColumn::NUMERIC;
-        categorical += column.kind() == CsvColumn::CATEGORICAL;
-      }
-      if (numeric > 0) fields.push_back({"numeric", DT_FLOAT, {numeric}});
-      if (categorical > 0) fields.push_back({"categorical", DT_INT64, {categorical}});
-      break;
-    }
-    case DatasetConfig::kText:
-      fields.push_back({"tokens", DT_INT64, {dataset.text().unroll()}});
-      break;
-    case DatasetConfig::kImage:
-      fields.push_back({"image", DT_FLOAT, {3, dataset.image().height(), dataset.image().width()}});
-      break;
-    case DatasetConfig::SOURCE_NOT_SET:
-      break;
-  }
-  return fields;
-}
 
 void CheckData(const JobConfig& job, Mistakes* mistakes) {
   const DataConfig& data = job.data();
