@@ -281,7 +281,7 @@ std::vector<std::string> InitDaemon(int argc, char** argv, const std::string& us
   FLAGS_v = logging.v;
   FLAGS_logtostderr = logging.logtostderr;
   if (!logging.log_dir.empty()) FLAGS_log_dir = logging.log_dir;
-  google::InitGoogleLogging(argv[0]);
+  if (!google::IsGoogleLoggingInitialized()) google::InitGoogleLogging(argv[0]);
   return std::vector<std::string>(arguments.begin() + 1, arguments.end());
 }
 
