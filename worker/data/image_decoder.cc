@@ -78,6 +78,7 @@ absl::Status ImageDecoder::DecodeJpeg(absl::string_view bytes, Image* image) {
           tjDecompressHeader3(jpeg_, data, bytes.size(), &width, &height, &subsampling, &colors))) {
     return absl::DataLossError(absl::StrCat("damaged JPEG: ", tjGetErrorStr2(jpeg_)));
   }
+  if (width < 1 || height < 1) return absl::DataLossError("damaged JPEG: it ends in its header");
   if (colors == TJCS_CMYK || colors == TJCS_YCCK) {
     return absl::InvalidArgumentError("a JPEG in CMYK; RGB or grey would be right");
   }
