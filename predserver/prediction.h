@@ -1,0 +1,53 @@
+#ifndef CODISTILL_PREDSERVER_PREDICTION_H_
+#define CODISTILL_PREDSERVER_PREDICTION_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "common/tensor/tensor.h"
+#include "proto/parameter_server.pb.h"
+
+namespace codistill {
+
+// What is asked of a prediction server, as it came off the wire and not yet trusted.
+struct PredictionRequest {
+  struct Input {
+    std::string name;
+    std::string datatype;  // the protocol's name: "FP32", "INT64", ...
+    std::vector<int64_t> shape;
+    // Row-major little-endian elements, in parts that together are the value. Kept alive by
+    // `owner`.
+    std::vector<absl::Span<const uint8_t>> parts;
+  };
+  std::string model;
+  std::string version;  // "generation.step"; empty: whichever is held
+  std::vector<Input> inputs;
+  std::vector<std::string> outputs;  // empty: all
+  int64_t max_staleness_steps = -1;  // negative: any staleness will do
+  absl::Time deadline = absl::InfiniteFuture();
+  std::shared_ptr<const void> owner;
+  // Whether the caller has gone; may be null. Any thread.
+  std::function<bool()> cancelled;
+};
+
+struct Prediction {
+  Version version;              // that computed it
+  int64_t latest_step = 0;      // newest its group had committed, as last told
+  int64_t staleness_steps = 0;  // the difference, at the moment of the answer
+  absl::Duration age;           // since the version was loaded
+  // Logits first ([rows, num_outputs]), then recurrent states, as far as they were asked for.
+  std::vector<NamedTensor> outputs;
+};
+
+// Names that a prediction server gives a meaning besides those of the job.
+inline constexpr char kLogitsOutput[] = "logits";
+inline constexpr char kExampleIdInput[] = "example_id";
+
+}  // namespace codistill
+
+#endif  // CODISTILL_PREDSERVER_PREDICTION_H_

@@ -1,0 +1,185 @@
+#include "predserver/request_check.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <set>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "common/base/status.h"
+#include "common/client/sum_of_squares.h"
+
+namespace codistill {
+namespace {
+
+// Wire shape of a tensor of the job: -1 stands for the batch.
+struct Expected {
+  std::string name;
+  DataType dtype;
+  std::vector<int64_t> shape;
+};
+
+std::string ExpectedShape(const Expected& expected) {
+  return absl::StrCat("[",
+                      absl::StrJoin(expected.shape, ", ",
+                                    [](std::string* out, int64_t size) {
+                                      size == -1 ? absl::StrAppend(out, "B")
+                                                 : absl::StrAppend(out, size);
+                                    }),
+                      "]");
+}
+
+size_t TotalBytes(const PredictionRequest::Input& input) {
+  size_t total = 0;
+  for (const auto& part : input.parts) total += part.size();
+  return total;
+}
+
+// `batch` is 0 until the first input has set it.
+absl::Status CheckInput(const Expected& want, const PredictionRequest::Input& got, int64_t* batch) {
+  const auto refuse = [&](absl::string_view what) {
+    return absl::InvalidArgumentError(absl::StrCat("input ", want.name, ": ", what));
+  };
+  if (got.datatype != DataTypeName(want.dtype)) {
+    return refuse(absl::StrCat("datatype is \"", got.datatype, "\"; it must be \"",
+                               DataTypeName(want.dtype), "\""));
+  }
+  const bool fits = std::equal(
+      got.shape.begin(), got.shape.end(), want.shape.begin(), want.shape.end(),
+      [](int64_t size, int64_t wanted) { return wanted == -1 ? size >= 1 : size == wanted; });
+  if (!fits) {
+    return refuse(absl::StrCat("shape is ", ShapeString(got.shape), "; it must be ",
+                               ExpectedShape(want), " with B >= 1"));
+  }
+  const auto place = std::find(want.shape.begin(), want.shape.end(), -1) - want.shape.begin();
+  const int64_t rows = got.shape[place];
+  if (*batch == 0) {
+    *batch = rows;
+  } else if (rows != *batch) {
+    return refuse(absl::StrCat("has ", rows, " examples where the first input has ", *batch));
+  }
+  const int64_t elements = ElementCount(got.shape);
+  const size_t size = ElementSize(want.dtype);
+  const size_t bytes = TotalBytes(got);
+  if (elements < 0 || bytes / size != static_cast<size_t>(elements) || bytes % size != 0) {
+    return refuse(absl::StrCat("contents are ", bytes, " bytes; shape ", ShapeString(got.shape),
+                               " of ", got.datatype, " takes ",
+                               elements < 0 ? std::string("more than there can be")
+                                            : absl::StrCat(elements * static_cast<int64_t>(size))));
+  }
+  return absl::OkStatus();
+}
+
+int FindInput(const PredictionRequest& request, absl::string_view name) {
+  for (size_t i = 0; i < request.inputs.size(); ++i) {
+    if (request.inputs[i].name == name) return static_cast<int>(i);
+  }
+  return -1;
+}
+
+std::string InputNames(const ModelConfig& config) {
+  std::vector<std::string> names;
+  for (const ModelInput& input : config.inputs()) names.push_back(input.name());
+  for (const RecurrentState& state : config.states()) names.push_back(state.name());
+  return absl::StrJoin(names, ", ");
+}
+
+absl::Status CheckNames(const ModelConfig& config, const PredictionRequest& request) {
+  std::set<std::string> known = {kExampleIdInput};
+  for (const ModelInput& input : config.inputs()) known.insert(input.name());
+  for (const RecurrentState& state : config.states()) known.insert(state.name());
+  std::set<std::string> seen;
+  for (const auto& input : request.inputs) {
+    if (known.count(input.name) == 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("input \"", input.name, "\": the model has none of that name; it takes ",
+                       InputNames(config)));
+    }
+    if (!seen.insert(input.name).second) {
+      return absl::InvalidArgumentError(absl::StrCat("input ", input.name, ": is given twice"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PlanOutputs(const ModelConfig& config, const PredictionRequest& request,
+                         RequestPlan* plan) {
+  plan->want_logits = request.outputs.empty();
+  plan->want_states.assign(config.states_size(), request.outputs.empty());
+  for (const std::string& name : request.outputs) {
+    bool found = name == kLogitsOutput;
+    if (found) plan->want_logits = true;
+    for (int i = 0; i < config.states_size(); ++i) {
+      if (config.states(i).name() != name) continue;
+      plan->want_states[i] = true;
+      found = true;
+    }
+    if (!found) {
+      std::vector<std::string> names = {kLogitsOutput};
+      for (const RecurrentState& state : config.states()) names.push_back(state.name());
+      return absl::InvalidArgumentError(
+          absl::StrCat("output \"", name, "\": the model has none of that name; it gives ",
+                       absl::StrJoin(names, ", ")));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::StatusOr<RequestPlan> CheckRequest(const ModelConfig& config,
+                                         const PredictionRequest& request) {
+  CODISTILL_RETURN_IF_ERROR(CheckNames(config, request));
+  RequestPlan plan;
+  for (const ModelInput& input : config.inputs()) {
+    const int index = FindInput(request, input.name());
+    if (index < 0) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "input ", input.name(), ": is missing; the model takes ", InputNames(config)));
+    }
+    Expected want{input.name(), input.dtype(), {-1}};
+    want.shape.insert(want.shape.end(), input.shape().begin(), input.shape().end());
+    CODISTILL_RETURN_IF_ERROR(CheckInput(want, request.inputs[index], &plan.batch));
+    plan.inputs.push_back(index);
+  }
+  for (const RecurrentState& state : config.states()) {
+    const int index = FindInput(request, state.name());
+    plan.states.push_back(index);
+    if (index < 0) continue;
+    CODISTILL_RETURN_IF_ERROR(
+        CheckInput({state.name(), DT_FLOAT, {state.shape().begin(), state.shape().end()}},
+                   request.inputs[index], &plan.batch));
+  }
+  if (const int index = FindInput(request, kExampleIdInput); index >= 0) {
+    CODISTILL_RETURN_IF_ERROR(
+        CheckInput({kExampleIdInput, DT_INT64, {-1}}, request.inputs[index], &plan.batch));
+  }
+  CODISTILL_RETURN_IF_ERROR(PlanOutputs(config, request, &plan));
+  return plan;
+}
+
+absl::StatusOr<Tensor> ReadInput(const PredictionRequest::Input& input) {
+  Tensor tensor = Tensor::Allocate(DataTypeFromName(input.datatype), input.shape);
+  char* to = static_cast<char*>(tensor.data());
+  for (const auto& part : input.parts) {
+    std::memcpy(to, part.data(), part.size());
+    to += part.size();
+  }
+  bool finite = true;
+  if (tensor.dtype() == DT_FLOAT) {
+    finite =
+        std::isfinite(SumOfSquares(static_cast<const float*>(tensor.data()), tensor.elements()));
+  } else if (tensor.dtype() == DT_DOUBLE) {
+    const auto values = tensor.As<double>();
+    finite = std::all_of(values.begin(), values.end(), [](double x) { return std::isfinite(x); });
+  }
+  if (!finite) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("input ", input.name, ": has a NaN or an infinity; values must be finite"));
+  }
+  return tensor;
+}
+
+}  // namespace codistill
