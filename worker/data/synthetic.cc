@@ -11,57 +11,11 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/parallel.h"
 #include "common/base/random.h"
+#include "worker/data/labelling_network.h"
 #include "worker/data/sources.h"
 
 namespace codistill {
 namespace {
-
-// tanh layers without biases, weights normal with variance 1 / (inputs of the layer); the last
-// layer, without tanh, gives the logits.
-class LabellingNetwork {
- public:
-  explicit LabellingNetwork(const SyntheticConfig& config) {
-    widths_.push_back(config.inputs());
-    widths_.insert(widths_.end(), config.hidden().begin(), config.hidden().end());
-    widths_.push_back(config.classes());
-    for (size_t layer = 0; layer + 1 < widths_.size(); ++layer) {
-      const int64_t inputs = widths_[layer];
-      std::vector<float> weights(inputs * widths_[layer + 1]);
-      const double deviation = 1 / std::sqrt(static_cast<double>(inputs));
-      for (size_t i = 0; i < weights.size(); ++i) {
-        weights[i] = static_cast<float>(
-            deviation *
-            NormalDouble(Mix(config.seed(), HashString("labelling network"), layer, i)));
-      }
-      weights_.push_back(std::move(weights));
-    }
-  }
-
-  // Logits of one example; `from` and `to` are scratch.
-  const std::vector<float>& Logits(const float* x, std::vector<float>* from,
-                                   std::vector<float>* to) const {
-    from->assign(x, x + widths_[0]);
-    for (size_t layer = 0; layer < weights_.size(); ++layer) {
-      const int64_t inputs = widths_[layer], outputs = widths_[layer + 1];
-      to->assign(outputs, 0);
-      // Row by row of [inputs, outputs], so that the inner loop runs over memory and vectorises.
-      for (int64_t i = 0; i < inputs; ++i) {
-        const float value = (*from)[i];
-        const float* row = weights_[layer].data() + i * outputs;
-        for (int64_t o = 0; o < outputs; ++o) (*to)[o] += value * row[o];
-      }
-      if (layer + 1 < weights_.size()) {
-        for (float& value : *to) value = std::tanh(value);
-      }
-      std::swap(*from, *to);
-    }
-    return *from;
-  }
-
- private:
-  std::vector<int64_t> widths_;
-  std::vector<std::vector<float>> weights_;  // by layer, [inputs, outputs]
-};
 
 // A draw from softmax(scale * logits).
 int64_t Sample(const std::vector<float>& logits, double scale, double uniform) {
@@ -94,13 +48,13 @@ class SyntheticDataset : public Dataset {
     std::vector<int64_t> labels(config.examples());
     const uint64_t stream = Mix(config.seed(), HashString("examples"), config.stream());
     ParallelFor(options.threads, config.examples(), /*grain=*/256, [&](int64_t begin, int64_t end) {
-      std::vector<float> from, to;
+      LabellingNetwork::Scratch scratch;
       for (int64_t i = begin; i < end; ++i) {
         float* example = x.data() + i * inputs;
         for (int64_t j = 0; j < inputs; ++j) {
           example[j] = static_cast<float>(NormalDouble(Mix(stream, i, j)));
         }
-        const std::vector<float>& logits = network.Logits(example, &from, &to);
+        const std::vector<float>& logits = network.Logits(example, &scratch);
         RandomStream random(Mix(stream, HashString("label"), i));
         const double noise = random.Uniform(), choice = random.Uniform();
         if (noise < config.label_noise()) {
