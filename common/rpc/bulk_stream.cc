@@ -1,7 +1,9 @@
 #include "common/rpc/bulk_stream.h"
 
+#include <atomic>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/rpc/channel.h"
 #include "common/rpc/grpc_status.h"
 #include "grpcpp/client_context.h"
@@ -70,10 +72,18 @@ class BulkStream::Impl {
     Wait();
     finished_ = true;
     status_ = FromGrpcStatus(status);
+    if (status_.code() == absl::StatusCode::kCancelled && !cancelled_) {
+      // A server that shuts down answers so to calls it had not looked at yet.
+      status_ =
+          absl::UnavailableError(absl::StrCat("cancelled by the server: ", status_.message()));
+    }
     return status_;
   }
 
-  void Cancel() { context_->TryCancel(); }
+  void Cancel() {
+    cancelled_ = true;
+    context_->TryCancel();
+  }
 
  private:
   bool Wait() {
@@ -89,6 +99,7 @@ class BulkStream::Impl {
   bool writes_done_ = false;
   bool reads_done_ = false;
   bool finished_ = false;
+  std::atomic<bool> cancelled_{false};
   absl::Status status_;
 };
 
