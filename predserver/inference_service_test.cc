@@ -1,0 +1,354 @@
+// The service over a real socket, driven as any other client of the protocol would: with plain
+// generated stubs, on both sides of whose messages stand our own encoder and decoder.
+
+#include "predserver/inference_service.h"
+
+#include <cstring>
+#include <thread>
+
+#include "absl/time/clock.h"
+#include "common/model/test_archive.h"
+#include "common/rpc/channel.h"
+#include "common/rpc/grpc_status.h"
+#include "common/rpc/server.h"
+#include "gmock/gmock.h"
+#include "google/protobuf/text_format.h"
+#include "gtest/gtest.h"
+#include "predserver/puppet_model.h"
+
+namespace codistill {
+namespace {
+
+using inference::GRPCInferenceService;
+using inference::ModelInferRequest;
+using inference::ModelInferResponse;
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+ModelConfig ParseConfig(const std::string& text) {
+  ModelConfig config;
+  EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(text, &config));
+  return config;
+}
+
+// A service around a model, at version 2.30 of a group that is at step 33.
+class Fixture {
+ public:
+  Fixture(std::shared_ptr<const Model> model, const ModelConfig& config, int max_queue = 8) {
+    if (model != nullptr) followed_.Hold(std::move(model), 2, 30);
+    followed_.SetGroupStep(2, 33);
+    Predictor::Options options;
+    options.model = "alpha";
+    options.config = config;
+    options.followed = &followed_;
+    options.max_queue = max_queue;
+    predictor_ = *Predictor::Create(options);
+    service_ = std::make_unique<InferenceService>(predictor_.get());
+    RpcServer::Options server;
+    server.services = {service_.get()};
+    server.registries = {service_->registry()};
+    server.max_message_bytes = kMaxPredictionBytes;
+    auto started = RpcServer::Start(server);
+    EXPECT_TRUE(started.ok()) << started.status();
+    server_ = *std::move(started);
+    stub_ = GRPCInferenceService::NewStub(MakeChannel(server_->address(), ChannelUse::kPrediction));
+  }
+
+  absl::Status Infer(const ModelInferRequest& request, ModelInferResponse* response,
+                     absl::Duration timeout = absl::Seconds(30)) {
+    const auto context = MakeContext(absl::Now() + timeout);
+    return FromGrpcStatus(stub_->ModelInfer(context.get(), request, response));
+  }
+
+  PuppetFollowedModel followed_;
+  std::unique_ptr<Predictor> predictor_;
+  std::unique_ptr<InferenceService> service_;
+  std::unique_ptr<RpcServer> server_;
+  std::unique_ptr<GRPCInferenceService::Stub> stub_;
+};
+
+std::shared_ptr<const Model> LoadModel(const std::string& folder, const ModelConfig& config) {
+  Model::Options options;
+  options.archive = folder + "/m.pt";
+  options.config = config;
+  auto model = Model::Load(options);
+  EXPECT_TRUE(model.ok()) << model.status();
+  return *std::move(model);
+}
+
+std::string Bytes(const Tensor& tensor) {
+  return std::string(static_cast<const char*>(tensor.data()), tensor.bytes());
+}
+
+std::vector<float> Floats(const std::string& bytes) {
+  std::vector<float> values(bytes.size() / sizeof(float));
+  std::memcpy(values.data(), bytes.data(), bytes.size());
+  return values;
+}
+
+void AddInput(const std::string& name, const Tensor& tensor, ModelInferRequest* request) {
+  auto* input = request->add_inputs();
+  input->set_name(name);
+  input->set_datatype(std::string(DataTypeName(tensor.dtype())));
+  for (int64_t size : tensor.shape()) input->add_shape(size);
+  request->add_raw_input_contents(Bytes(tensor));
+}
+
+void ExpectNear(absl::Span<const float> got, absl::Span<const float> want) {
+  ASSERT_EQ(got.size(), want.size());
+  for (size_t i = 0; i < got.size(); ++i) EXPECT_NEAR(got[i], want[i], 1e-6) << i;
+}
+
+class MlpTest : public testing::Test {
+ protected:
+  MlpTest()
+      : config_(ParseConfig("inputs { name: 'x' shape: 16 } num_outputs: 300")),
+        model_(LoadModel(Folder(), config_)),
+        fixture_(model_, config_) {}
+
+  static std::string Folder() {
+    static const std::string folder =
+        ExportForTest("m", "mlp", {"in_features=16", "hidden=8", "num_classes=300"});
+    return folder;
+  }
+
+  ModelInferRequest Request(const Tensor& x) {
+    ModelInferRequest request;
+    request.set_model_name("alpha");
+    request.set_id("request-7");
+    AddInput("x", x, &request);
+    return request;
+  }
+
+  const ModelConfig config_;
+  const std::shared_ptr<const Model> model_;
+  Fixture fixture_;
+};
+
+TEST_F(MlpTest, RawContentsGiveWhatTheModelSays) {
+  const Tensor x = RandomFloats({50, 16}, 1);
+  ModelInferRequest request = Request(x);
+  AddInput("example_id", Int64Tensor({50}, std::vector<int64_t>(50, 9)), &request);
+  ModelInferResponse response;
+  const absl::Status status = fixture_.Infer(request, &response);
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(response.model_name(), "alpha");
+  EXPECT_EQ(response.model_version(), "2.30");
+  EXPECT_EQ(response.id(), "request-7");
+  ASSERT_EQ(response.outputs_size(), 1);
+  EXPECT_EQ(response.outputs(0).name(), "logits");
+  EXPECT_EQ(response.outputs(0).datatype(), "FP32");
+  EXPECT_THAT(response.outputs(0).shape(), ElementsAre(50, 300));
+  ASSERT_EQ(response.raw_output_contents_size(), 1);
+  ExpectNear(Floats(response.raw_output_contents(0)),
+             model_->Predict({x}, nullptr)->values.As<float>());
+  auto parameter = [&](const char* name) { return response.parameters().at(name); };
+  EXPECT_EQ(parameter("generation").int64_param(), 2);
+  EXPECT_EQ(parameter("step").int64_param(), 30);
+  EXPECT_EQ(parameter("latest_step").int64_param(), 33);
+  EXPECT_EQ(parameter("staleness_steps").int64_param(), 3);
+  EXPECT_GE(parameter("age_ms").int64_param(), 0);
+  EXPECT_EQ(parameter("precision").string_param(), "FP32");
+}
+
+TEST_F(MlpTest, TypedContentsAreTheSameQuestion) {
+  const Tensor x = RandomFloats({3, 16}, 2);
+  ModelInferRequest request = Request(x);
+  request.clear_raw_input_contents();
+  for (float value : x.As<float>()) {
+    request.mutable_inputs(0)->mutable_contents()->add_fp32_contents(value);
+  }
+  ModelInferResponse response;
+  const absl::Status status = fixture_.Infer(request, &response);
+  ASSERT_TRUE(status.ok()) << status;
+  ExpectNear(Floats(response.raw_output_contents(0)),
+             model_->Predict({x}, nullptr)->values.As<float>());
+}
+
+TEST_F(MlpTest, LargeMessagesTravelWhole) {
+  const Tensor x = RandomFloats({40000, 16}, 3);  // 2.5 MB in, 48 MB out
+  ModelInferResponse response;
+  const absl::Status status = fixture_.Infer(Request(x), &response);
+  ASSERT_TRUE(status.ok()) << status;
+  const std::vector<float> got = Floats(response.raw_output_contents(0));
+  const Tensor want = model_->Predict({x}, nullptr)->values;
+  ASSERT_EQ(got.size(), want.As<float>().size());
+  double largest = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    largest = std::max(largest, std::abs(static_cast<double>(got[i]) - want.As<float>()[i]));
+  }
+  EXPECT_LT(largest, 1e-6);
+}
+
+TEST_F(MlpTest, MistakesAreNamed) {
+  const Tensor x = RandomFloats({2, 16}, 1);
+  ModelInferResponse response;
+  auto error = [&](const ModelInferRequest& request) {
+    const absl::Status status = fixture_.Infer(request, &response);
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+    return std::string(status.message());
+  };
+  ModelInferRequest request = Request(RandomFloats({2, 15}, 1));
+  EXPECT_EQ(error(request), "input x: shape is [2, 15]; it must be [B, 16] with B >= 1");
+  request = Request(x);
+  request.add_raw_input_contents("more");
+  EXPECT_THAT(error(request), HasSubstr("raw_input_contents: has 2 entries for 1 inputs"));
+  request = Request(x);
+  request.mutable_inputs(0)->mutable_contents()->add_fp32_contents(1);
+  EXPECT_THAT(error(request), HasSubstr("input x: has contents although"));
+  request = Request(x);
+  request.clear_raw_input_contents();
+  EXPECT_THAT(error(request), HasSubstr("input x: contents are 0 bytes"));
+  request = Request(x);
+  (*request.mutable_parameters())["max_staleness_steps"].set_string_param("few");
+  EXPECT_THAT(error(request), HasSubstr("parameter max_staleness_steps"));
+
+  request = Request(x);
+  request.set_model_name("beta");
+  EXPECT_TRUE(absl::IsNotFound(fixture_.Infer(request, &response)));
+  request = Request(x);
+  request.set_model_version("1.30");
+  EXPECT_TRUE(absl::IsNotFound(fixture_.Infer(request, &response)));
+  request = Request(x);
+  (*request.mutable_parameters())["max_staleness_steps"].set_int64_param(2);
+  EXPECT_TRUE(absl::IsFailedPrecondition(fixture_.Infer(request, &response)));
+  (*request.mutable_parameters())["max_staleness_steps"].set_string_param("3");
+  EXPECT_TRUE(fixture_.Infer(request, &response).ok());
+}
+
+TEST_F(MlpTest, TellsWhatItIs) {
+  auto context = [] { return MakeContext(absl::Now() + absl::Seconds(30)); };
+  inference::ServerLiveResponse live;
+  ASSERT_TRUE(fixture_.stub_->ServerLive(context().get(), {}, &live).ok());
+  EXPECT_TRUE(live.live());
+  inference::ServerReadyResponse ready;
+  ASSERT_TRUE(fixture_.stub_->ServerReady(context().get(), {}, &ready).ok());
+  EXPECT_TRUE(ready.ready());
+  inference::ServerMetadataResponse server;
+  ASSERT_TRUE(fixture_.stub_->ServerMetadata(context().get(), {}, &server).ok());
+  EXPECT_EQ(server.name(), "codistill");
+
+  inference::ModelReadyRequest model;
+  model.set_name("alpha");
+  inference::ModelReadyResponse model_ready;
+  ASSERT_TRUE(fixture_.stub_->ModelReady(context().get(), model, &model_ready).ok());
+  EXPECT_TRUE(model_ready.ready());
+  model.set_version("2.29");
+  ASSERT_TRUE(fixture_.stub_->ModelReady(context().get(), model, &model_ready).ok());
+  EXPECT_FALSE(model_ready.ready());
+
+  inference::ModelMetadataRequest metadata;
+  metadata.set_name("alpha");
+  inference::ModelMetadataResponse description;
+  ASSERT_TRUE(fixture_.stub_->ModelMetadata(context().get(), metadata, &description).ok());
+  EXPECT_THAT(description.versions(), ElementsAre("2.30"));
+  ASSERT_EQ(description.inputs_size(), 1);
+  EXPECT_EQ(description.inputs(0).name(), "x");
+  EXPECT_EQ(description.inputs(0).datatype(), "FP32");
+  EXPECT_THAT(description.inputs(0).shape(), ElementsAre(-1, 16));
+  EXPECT_THAT(description.outputs(0).shape(), ElementsAre(-1, 300));
+  metadata.set_name("beta");
+  EXPECT_EQ(fixture_.stub_->ModelMetadata(context().get(), metadata, &description).error_code(),
+            grpc::StatusCode::NOT_FOUND);
+}
+
+TEST(InferenceServiceTest, RecurrentStateContinuesOverTheWire) {
+  const ModelConfig config = ParseConfig(
+      "inputs { name: 'tokens' dtype: DT_INT64 shape: 3 } states { name: 'h' shape: [1, -1, 4] }"
+      "states { name: 'c' shape: [1, -1, 4] } num_outputs: 7");
+  const auto model =
+      LoadModel(ExportForTest("m", "lstm_lm", {"vocabulary=7", "embedding=4", "hidden=4"}), config);
+  Fixture fixture(model, config);
+  Model::States states;
+  ModelInferResponse response;
+  for (int i = 0; i < 3; ++i) {
+    const Tensor tokens = Int64Tensor({2, 3}, {i, 1, 2, 3, 4, 5});
+    ModelInferRequest request;
+    request.set_model_name("alpha");
+    AddInput("tokens", tokens, &request);
+    for (int s = 0; s < 2 && i > 0; ++s) {
+      auto* state = request.add_inputs();
+      state->set_name(s == 0 ? "h" : "c");
+      state->set_datatype("FP32");
+      for (int64_t size : {1, 2, 4}) state->add_shape(size);
+      request.add_raw_input_contents(response.raw_output_contents(s + 1));
+    }
+    response.Clear();
+    const absl::Status status = fixture.Infer(request, &response);
+    ASSERT_TRUE(status.ok()) << status;
+    const auto want = model->Predict({tokens}, &states);
+    ASSERT_TRUE(want.ok()) << want.status();
+    ASSERT_EQ(response.outputs_size(), 3);
+    EXPECT_THAT(response.outputs(0).shape(), ElementsAre(6, 7));
+    EXPECT_EQ(response.outputs(1).name(), "h");
+    EXPECT_EQ(response.outputs(2).name(), "c");
+    ExpectNear(Floats(response.raw_output_contents(0)), want->values.As<float>());
+    ExpectNear(Floats(response.raw_output_contents(1)), states[0].As<float>());
+    ExpectNear(Floats(response.raw_output_contents(2)), states[1].As<float>());
+  }
+}
+
+// Passes that take as long as the test likes.
+class SlowTest : public testing::Test {
+ protected:
+  SlowTest()
+      : config_(ParseConfig("inputs { name: 'x' shape: 1 } num_outputs: 1")),
+        model_(std::make_shared<PuppetModel>([](absl::Span<const Tensor> inputs, Model::States*) {
+          return Model::Logits{inputs[0], inputs[0].shape()[0]};
+        })),
+        fixture_(model_, config_, /*max_queue=*/1) {
+    request_.set_model_name("alpha");
+    AddInput("x", FloatTensor({1, 1}, {5}), &request_);
+    model_->HoldUp();
+  }
+  ~SlowTest() override { model_->LetGo(); }
+
+  const ModelConfig config_;
+  const std::shared_ptr<PuppetModel> model_;
+  Fixture fixture_;
+  ModelInferRequest request_;
+};
+
+TEST_F(SlowTest, CallsWaitingForComputeEndWithTheirDeadlineOrTheirServer) {
+  ModelInferResponse response;
+  EXPECT_TRUE(
+      absl::IsDeadlineExceeded(fixture_.Infer(request_, &response, absl::Milliseconds(200))));
+  while (fixture_.service_->registry()->size() != 0) absl::SleepFor(absl::Milliseconds(1));
+  absl::Status parked;
+  std::thread caller([&] { parked = fixture_.Infer(request_, &response); });
+  while (fixture_.service_->registry()->size() == 0) absl::SleepFor(absl::Milliseconds(1));
+  const absl::Time start = absl::Now();
+  fixture_.server_->Shutdown(absl::Now() + absl::Seconds(1));
+  caller.join();
+  EXPECT_LT(absl::Now() - start, absl::Seconds(10));
+  EXPECT_TRUE(absl::IsUnavailable(parked)) << parked;
+  // The pass that was held up ends after its call and its server have gone.
+  model_->LetGo();
+  fixture_.predictor_->Drain();
+}
+
+TEST_F(SlowTest, FullQueueIsRefusedOverTheWire) {
+  std::vector<std::thread> callers;
+  std::vector<absl::Status> statuses(2);
+  for (absl::Status& status : statuses) {
+    callers.emplace_back([&] {
+      ModelInferResponse response;
+      status = fixture_.Infer(request_, &response);
+    });
+    // The first is being computed before the second comes.
+    model_->AwaitPasses(1);
+  }
+  ModelInferResponse response;
+  absl::Status refused;
+  do {
+    refused = fixture_.Infer(request_, &response, absl::Milliseconds(100));
+  } while (absl::IsDeadlineExceeded(refused));
+  EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
+  model_->LetGo();
+  for (std::thread& caller : callers) caller.join();
+  // One of the two may itself have met a full queue: that of a caller above which gave up waiting.
+  EXPECT_TRUE(statuses[0].ok() || statuses[1].ok());
+}
+
+}  // namespace
+}  // namespace codistill

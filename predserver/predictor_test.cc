@@ -1,0 +1,283 @@
+#include "predserver/predictor.h"
+
+#include <cmath>
+#include <optional>
+#include <thread>
+
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "common/base/simulated_clock.h"
+#include "gmock/gmock.h"
+#include "google/protobuf/text_format.h"
+#include "gtest/gtest.h"
+#include "predserver/puppet_model.h"
+
+namespace codistill {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+// logits = [sum of x, h + 1]; h becomes h + 1.
+absl::StatusOr<Model::Logits> Sum(absl::Span<const Tensor> inputs, Model::States* states) {
+  const int64_t batch = inputs[0].shape()[0];
+  Tensor h = Tensor::Zeros(DT_FLOAT, {batch, 1});
+  Tensor logits = Tensor::Allocate(DT_FLOAT, {batch, 2});
+  for (int64_t i = 0; i < batch; ++i) {
+    const auto x = inputs[0].As<float>().subspan(i * 2, 2);
+    if (x[0] == 666) return absl::InvalidArgumentError("forward() failed on this batch");
+    if (!(*states)[0].empty()) h.As<float>()[i] = (*states)[0].As<float>()[i];
+    h.As<float>()[i] += 1;
+    logits.As<float>()[i * 2] = x[0] + x[1];
+    logits.As<float>()[i * 2 + 1] = h.As<float>()[i];
+  }
+  (*states)[0] = h;
+  return Model::Logits{logits, batch};
+}
+
+class PredictorTest : public testing::Test {
+ protected:
+  PredictorTest() : model_(std::make_shared<PuppetModel>(Sum)) {
+    options_.model = "alpha";
+    EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(
+        "inputs { name: 'x' shape: 2 } states { name: 'h' shape: [-1, 1] } num_outputs: 2",
+        &options_.config));
+    options_.followed = &followed_;
+    options_.max_queue = 2;
+    metrics_ = Metrics::Create({});
+    options_.metrics = metrics_.get();
+    options_.clock = &clock_;
+    Make();
+    followed_.Hold(model_, 3, 40, clock_.Now());
+    followed_.SetGroupStep(3, 47);
+  }
+
+  void Make() {
+    auto predictor = Predictor::Create(options_);
+    EXPECT_TRUE(predictor.ok()) << predictor.status();
+    predictor_ = *std::move(predictor);
+  }
+
+  static PredictionRequest Request(const std::vector<float>& x = {1, 2}) {
+    const auto bytes = std::make_shared<std::vector<float>>(x);
+    PredictionRequest request;
+    request.model = "alpha";
+    request.owner = bytes;
+    request.inputs.push_back(
+        {"x",
+         "FP32",
+         {static_cast<int64_t>(x.size() / 2), 2},
+         {{reinterpret_cast<const uint8_t*>(bytes->data()), bytes->size() * sizeof(float)}}});
+    return request;
+  }
+
+  // An answer that is on its way.
+  struct Pending {
+    absl::Notification done;
+    std::optional<absl::StatusOr<Prediction>> result;
+    const absl::StatusOr<Prediction>& Wait() {
+      done.WaitForNotification();
+      return *result;
+    }
+  };
+  std::shared_ptr<Pending> Start(PredictionRequest request) {
+    auto pending = std::make_shared<Pending>();
+    predictor_->Predict(std::move(request), [pending](absl::StatusOr<Prediction> result) {
+      EXPECT_FALSE(pending->done.HasBeenNotified()) << "answered twice";
+      pending->result = std::move(result);
+      pending->done.Notify();
+    });
+    return pending;
+  }
+  absl::StatusOr<Prediction> Predict(PredictionRequest request) {
+    return Start(std::move(request))->Wait();
+  }
+
+  SimulatedClock clock_;
+  PuppetFollowedModel followed_;
+  std::shared_ptr<PuppetModel> model_;
+  std::unique_ptr<Metrics> metrics_;
+  Predictor::Options options_;
+  std::unique_ptr<Predictor> predictor_;
+};
+
+TEST_F(PredictorTest, AnswersWithVersionAndStaleness) {
+  clock_.Advance(absl::Milliseconds(1500));
+  const auto answer = Predict(Request({1, 2, 3, 4}));
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  EXPECT_EQ(answer->version.generation(), 3u);
+  EXPECT_EQ(answer->version.step(), 40);
+  EXPECT_EQ(answer->latest_step, 47);
+  EXPECT_EQ(answer->staleness_steps, 7);
+  EXPECT_EQ(answer->age, absl::Milliseconds(1500));
+  ASSERT_EQ(answer->outputs.size(), 2u);
+  EXPECT_EQ(answer->outputs[0].name, "logits");
+  EXPECT_THAT(answer->outputs[0].tensor.As<float>(), ElementsAre(3, 1, 7, 1));
+  EXPECT_EQ(answer->outputs[1].name, "h");
+  EXPECT_THAT(answer->outputs[1].tensor.As<float>(), ElementsAre(1, 1));
+}
+
+TEST_F(PredictorTest, StatesTravelWithRequestAndAnswer) {
+  PredictionRequest request = Request({1, 2, 3, 4});
+  const std::vector<float> h = {5, 9};
+  request.inputs.push_back(
+      {"h", "FP32", {2, 1}, {{reinterpret_cast<const uint8_t*>(h.data()), 8}}});
+  request.outputs = {"h"};
+  const auto answer = Predict(request);
+  ASSERT_TRUE(answer.ok()) << answer.status();
+  ASSERT_EQ(answer->outputs.size(), 1u);
+  EXPECT_THAT(answer->outputs[0].tensor.As<float>(), ElementsAre(6, 10));
+}
+
+TEST_F(PredictorTest, StalenessNeverGoesBelowZero) {
+  followed_.SetGroupStep(4, 30);  // restored to an older step
+  EXPECT_EQ(Predict(Request())->staleness_steps, 0);
+}
+
+TEST_F(PredictorTest, RefusesWhatItDoesNotHave) {
+  PredictionRequest request = Request();
+  request.model = "beta";
+  EXPECT_EQ(Predict(request).status(),
+            absl::NotFoundError("no model \"beta\" here; this server has \"alpha\""));
+  request = Request();
+  request.version = "3.39";
+  const absl::Status version = Predict(request).status();
+  EXPECT_TRUE(absl::IsNotFound(version));
+  EXPECT_THAT(std::string(version.message()), HasSubstr("it is at 3.40"));
+  request.version = "3.40";
+  EXPECT_TRUE(Predict(request).ok());
+  request = Request();
+  request.inputs[0].datatype = "INT64";
+  EXPECT_TRUE(absl::IsInvalidArgument(Predict(request).status()));
+  EXPECT_TRUE(absl::IsInvalidArgument(Predict(Request({1, NAN})).status()));
+  EXPECT_EQ(Predict(Request({666, 1})).status().message(), "forward() failed on this batch");
+}
+
+TEST_F(PredictorTest, MaxStalenessIsALimitNotAHint) {
+  PredictionRequest request = Request();
+  request.max_staleness_steps = 7;
+  EXPECT_TRUE(Predict(request).ok());
+  request.max_staleness_steps = 6;
+  const absl::Status status = Predict(request).status();
+  EXPECT_TRUE(absl::IsFailedPrecondition(status));
+  EXPECT_EQ(status.message(), "version 3.40 is 7 steps behind its group; max_staleness_steps is 6");
+}
+
+TEST_F(PredictorTest, WaitsForTheFirstVersion) {
+  PuppetFollowedModel nothing;
+  options_.followed = &nothing;
+  Make();
+  EXPECT_EQ(Predict(Request()).status(), absl::UnavailableError("waiting for the first cut"));
+  EXPECT_TRUE(absl::IsUnavailable(predictor_->Ready("alpha", "")));
+  DaemonStatus status;
+  predictor_->FillStatus(&status);
+  EXPECT_EQ(status.state(), "waiting");
+  nothing.Hold(model_, 1, 0, clock_.Now());
+  EXPECT_TRUE(Predict(Request()).ok());
+  EXPECT_TRUE(predictor_->Ready("alpha", "1.0").ok());
+  EXPECT_TRUE(absl::IsNotFound(predictor_->Ready("alpha", "1.1")));
+  EXPECT_TRUE(absl::IsNotFound(predictor_->Ready("beta", "")));
+  predictor_.reset();
+}
+
+TEST_F(PredictorTest, QueueIsBounded) {
+  model_->HoldUp();
+  auto computing = Start(Request());
+  model_->AwaitPasses(1);
+  auto first = Start(Request()), second = Start(Request());
+  const auto third = Predict(Request());  // answered although the model is held up
+  EXPECT_TRUE(absl::IsResourceExhausted(third.status())) << third.status();
+  EXPECT_THAT(std::string(third.status().message()), HasSubstr("2 requests are waiting"));
+  model_->LetGo();
+  EXPECT_TRUE(computing->Wait().ok());
+  EXPECT_TRUE(first->Wait().ok());
+  EXPECT_TRUE(second->Wait().ok());
+}
+
+TEST_F(PredictorTest, DeadlinesAndCancellationsAreHonouredBeforeCompute) {
+  model_->HoldUp();
+  auto computing = Start(Request());
+  model_->AwaitPasses(1);
+  PredictionRequest late = Request();
+  late.deadline = clock_.Now() + absl::Milliseconds(100);
+  PredictionRequest gone = Request();
+  gone.cancelled = [] { return true; };
+  auto late_answer = Start(late), gone_answer = Start(gone);
+  clock_.Advance(absl::Milliseconds(250));
+  model_->LetGo();
+  EXPECT_TRUE(computing->Wait().ok());
+  EXPECT_EQ(
+      late_answer->Wait().status(),
+      absl::DeadlineExceededError("the deadline passed before compute, after 250 ms in the queue"));
+  EXPECT_TRUE(absl::IsCancelled(gone_answer->Wait().status()));
+  // Neither was computed.
+  DaemonStatus status;
+  predictor_->FillStatus(&status);
+  EXPECT_THAT(metrics_->Text(), HasSubstr("codistill_prediction_batches_total 1\n"));
+}
+
+TEST_F(PredictorTest, NewestVersionAtComputeTimeAnswers) {
+  model_->HoldUp();
+  auto computing = Start(Request());
+  model_->AwaitPasses(1);
+  auto waiting = Start(Request());
+  followed_.Hold(model_, 3, 50, clock_.Now());
+  model_->LetGo();
+  EXPECT_EQ(computing->Wait()->version.step(), 40);
+  EXPECT_EQ(waiting->Wait()->version.step(), 50);
+}
+
+TEST_F(PredictorTest, DrainAnswersWhatWasAccepted) {
+  model_->HoldUp();
+  auto computing = Start(Request());
+  model_->AwaitPasses(1);
+  auto waiting = Start(Request());
+  std::thread drain([&] { predictor_->Drain(); });
+  DaemonStatus status;
+  do {
+    status.Clear();
+    predictor_->FillStatus(&status);
+  } while (status.state() != "draining");
+  EXPECT_TRUE(absl::IsUnavailable(Predict(Request()).status()));
+  model_->LetGo();
+  drain.join();
+  EXPECT_TRUE(computing->Wait().ok());
+  EXPECT_TRUE(waiting->Wait().ok());
+}
+
+TEST_F(PredictorTest, StatusAndMetricsCount) {
+  for (int i = 0; i < 10; ++i) EXPECT_TRUE(Predict(Request({1, 2, 3, 4})).ok());
+  EXPECT_FALSE(Predict(Request({1, NAN})).ok());
+  clock_.Advance(absl::Seconds(1));
+  DaemonStatus status;
+  predictor_->FillStatus(&status);
+  EXPECT_EQ(status.state(), "serving");
+  EXPECT_EQ(status.step(), 40);
+  EXPECT_EQ(status.generation(), 3u);
+  EXPECT_DOUBLE_EQ(status.rate(), 11 / 5.0);
+  EXPECT_EQ(status.rate_unit(), "requests/s");
+  ASSERT_EQ(status.models_size(), 1);
+  EXPECT_EQ(status.models(0).model(), "alpha");
+  EXPECT_EQ(status.models(0).requests(), 11);
+  EXPECT_EQ(status.models(0).failures(), 1);
+  EXPECT_EQ(status.models(0).latest_step(), 47);
+  EXPECT_EQ(status.models(0).swaps(), 1);
+  clock_.Advance(absl::Seconds(10));
+  status.Clear();
+  predictor_->FillStatus(&status);
+  EXPECT_EQ(status.rate(), 0);
+
+  for (int scrape = 0; scrape < 2; ++scrape) {  // mirrored counters do not add up twice
+    const std::string text = metrics_->Text();
+    EXPECT_THAT(text, HasSubstr("codistill_prediction_requests_total{code=\"OK\"} 10\n"));
+    EXPECT_THAT(text,
+                HasSubstr("codistill_prediction_requests_total{code=\"INVALID_ARGUMENT\"} 1\n"));
+    EXPECT_THAT(text, HasSubstr("codistill_prediction_examples_total 20\n"));
+    EXPECT_THAT(text, HasSubstr("codistill_model_staleness_steps 7\n"));
+    EXPECT_THAT(text, HasSubstr("codistill_model_swaps_total 1\n"));
+    EXPECT_THAT(text, HasSubstr("codistill_prediction_latency_seconds_count 11\n"));
+  }
+}
+
+}  // namespace
+}  // namespace codistill
