@@ -58,7 +58,7 @@ class LeaderClientImpl final : public LeaderClient {
     const std::unique_ptr<grpc::ClientContext> context = MakeContext(deadline);
     Reply reply;
     const grpc::Status status = (stub_.get()->*method)(context.get(), request, &reply);
-    if (!status.ok()) return FromGrpcStatus(status);
+    if (!status.ok()) return FromUncancelledCall(status);
     return reply;
   }
 

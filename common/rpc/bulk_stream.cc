@@ -3,7 +3,6 @@
 #include <atomic>
 #include <utility>
 
-#include "absl/strings/str_cat.h"
 #include "common/rpc/channel.h"
 #include "common/rpc/grpc_status.h"
 #include "grpcpp/client_context.h"
@@ -71,12 +70,7 @@ class BulkStream::Impl {
     stream_->Finish(&status, this);
     Wait();
     finished_ = true;
-    status_ = FromGrpcStatus(status);
-    if (status_.code() == absl::StatusCode::kCancelled && !cancelled_) {
-      // A server that shuts down answers so to calls it had not looked at yet.
-      status_ =
-          absl::UnavailableError(absl::StrCat("cancelled by the server: ", status_.message()));
-    }
+    status_ = cancelled_ ? FromGrpcStatus(status) : FromUncancelledCall(status);
     return status_;
   }
 

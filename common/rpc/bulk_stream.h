@@ -26,8 +26,8 @@ class BulkStream {
   void WritesDone();
   // False: no more messages; Finish() says whether all went well.
   bool Read(grpc::ByteBuffer* message);
-  // Ends the call: messages that were not read are dropped, after which the status comes. CANCELLED only
-  // after Cancel; a server that goes down gives UNAVAILABLE.
+  // Ends the call: messages that were not read are dropped, after which the status comes. CANCELLED
+  // only after Cancel; a server that goes down gives UNAVAILABLE.
   absl::Status Finish();
   // From any thread.
   void Cancel();

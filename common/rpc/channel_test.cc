@@ -21,6 +21,13 @@ TEST(GrpcStatusTest, RoundTripsEveryCode) {
             absl::StatusCode::kUnknown);
 }
 
+TEST(GrpcStatusTest, CancelledByNobodyHereIsUnavailable) {
+  EXPECT_EQ(FromUncancelledCall(grpc::Status::CANCELLED).code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(FromUncancelledCall(grpc::Status(grpc::StatusCode::ABORTED, "x")),
+            absl::AbortedError("x"));
+  EXPECT_TRUE(FromUncancelledCall(grpc::Status::OK).ok());
+}
+
 TEST(GrpcStatusTest, LongMessagesAreCutToWhatTrailersCarry) {
   const grpc::Status status = ToGrpcStatus(absl::InvalidArgumentError(std::string(100000, '\n')));
   EXPECT_LT(status.error_message().size() * 3, 8000u);

@@ -54,4 +54,9 @@ absl::Status FromGrpcStatus(const grpc::Status& status) {
   return absl::Status(static_cast<absl::StatusCode>(status.error_code()), status.error_message());
 }
 
+absl::Status FromUncancelledCall(const grpc::Status& status) {
+  if (status.error_code() != grpc::StatusCode::CANCELLED) return FromGrpcStatus(status);
+  return absl::UnavailableError(absl::StrCat("cancelled by the server: ", status.error_message()));
+}
+
 }  // namespace codistill
