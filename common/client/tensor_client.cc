@@ -71,6 +71,8 @@ class PushStreamImpl final : public PushStream {
               owner);
   }
 
+  void Cancel() override { group_.Fail(absl::CancelledError("push cancelled")); }
+
   absl::StatusOr<Result> Finish(PushEnd end) override {
     CHECK(!finished_) << "Finish is called once";
     finished_ = true;

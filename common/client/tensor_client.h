@@ -16,7 +16,7 @@
 namespace codistill {
 
 // One push, open towards all shards of a group. Frames leave while the caller goes on computing; a
-// bounded number is in flight, after which Add* wait. Used by one thread.
+// bounded number is in flight, after which Add* wait. Used by one thread, but for Cancel.
 class PushStream {
  public:
   virtual ~PushStream() = default;  // cancels the push if it was not finished
@@ -36,6 +36,9 @@ class PushStream {
   // Sends END (squared_norm, finite and not_finite_tensor are filled in here, per shard) and waits
   // for the decision. Fails with the first shard's error, prefixed by its index and address.
   virtual absl::StatusOr<Result> Finish(PushEnd end) = 0;
+  // Ends the push, so that Finish fails with CANCELLED if the decision is not here yet. From any
+  // thread.
+  virtual void Cancel() {}
 };
 
 // Tensors to and from all shards of a group, in parallel, one thread and one connection a shard.

@@ -113,7 +113,7 @@ class FollowedModelImpl final : public FollowedModel {
   void OnState(const GroupState& state) ABSL_LOCKS_EXCLUDED(mu_);
   void Run();
   absl::StatusOr<Target> NextTarget() ABSL_LOCKS_EXCLUDED(mu_);
-  absl::Status Load(const Target& target);
+  absl::Status Load(const Target& target, std::unique_ptr<Model> model);
   absl::Status Connect(const Target& target);
   void Publish(std::unique_ptr<Model> model, Version version, uint64_t bytes);
   void Drop(const Version& cut) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -197,9 +197,14 @@ absl::StatusOr<FollowedModelImpl::Target> FollowedModelImpl::NextTarget() {
 void FollowedModelImpl::Run() {
   absl::Duration backoff = kFirstBackoff;
   while (true) {
-    const absl::StatusOr<Target> target = NextTarget();
+    absl::StatusOr<Target> target = NextTarget();
     if (!target.ok()) return;
-    const absl::Status status = Load(*target);
+    // Waiting for a spare model may take long, so what to load is looked up again after it.
+    absl::StatusOr<std::unique_ptr<Model>> spare = pool_->Take();
+    if (spare.ok()) target = NextTarget();
+    if (!target.ok()) return;
+    const absl::Status status =
+        spare.ok() ? Load(*target, *std::move(spare)) : std::move(spare).status();
     MutexLock lock(&mu_);
     if (stopping_) return;
     if (status.ok()) {
@@ -252,23 +257,25 @@ absl::Status FollowedModelImpl::Connect(const Target& target) {
   return absl::OkStatus();
 }
 
-absl::Status FollowedModelImpl::Load(const Target& target) {
-  CODISTILL_RETURN_IF_ERROR(Connect(target));
-  CODISTILL_ASSIGN_OR_RETURN(std::unique_ptr<Model> model, pool_->Take());
-  TensorClient* client;
-  {
+absl::Status FollowedModelImpl::Load(const Target& target, std::unique_ptr<Model> model) {
+  absl::Status status = Connect(target);
+  TensorClient* client = nullptr;
+  if (status.ok()) {
     MutexLock lock(&mu_);
-    if (stopping_) return absl::CancelledError("stopping");
     client = client_.get();
+    if (stopping_) status = absl::CancelledError("stopping");
   }
-  auto pulled = client->Pull(TensorClient::Source::kCut, target.cut.generation(), target.cut.step(),
-                             model->storage(), absl::Now() + kPullTimeout);
-  if (!pulled.ok()) {
-    pool_->Return(std::move(model));
-    return pulled.status();
+  if (status.ok()) {
+    auto pulled = client->Pull(TensorClient::Source::kCut, target.cut.generation(),
+                               target.cut.step(), model->storage(), absl::Now() + kPullTimeout);
+    if (pulled.ok()) {
+      Publish(std::move(model), pulled->version, pulled->bytes);
+      return absl::OkStatus();
+    }
+    status = pulled.status();
   }
-  Publish(std::move(model), pulled->version, pulled->bytes);
-  return absl::OkStatus();
+  pool_->Return(std::move(model));
+  return status;
 }
 
 void FollowedModelImpl::Publish(std::unique_ptr<Model> model, Version version, uint64_t bytes) {

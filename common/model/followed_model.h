@@ -32,7 +32,9 @@ class FollowedModel {
     JobConfig job;
     int group = 0;  // index in job.groups
     int threads = 1;
-    // Load only cuts for which this is true; null = all.
+    // Load only cuts for which this is true, and each of them: the next one takes the held one's
+    // place only after WaitForNewer has returned that (unless shards no longer have it). Null = the
+    // newest, whichever it is.
     std::function<bool(int64_t step)> wants;
   };
   // Loads the archive; following starts at once in the background and survives any loss of the
