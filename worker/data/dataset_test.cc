@@ -113,6 +113,29 @@ TEST(Synthetic, IsTheSameInEveryProcessAndGroup) {
   EXPECT_EQ(Values<int64_t>(first.example_ids)[0], Values<int64_t>(second.example_ids)[1]);
 }
 
+// Values of an independent implementation of the same functions: a resumed job must see the same
+// task.
+TEST(Synthetic, DoesNotChange) {
+  const JobConfig job = ParseJob(R"pb(
+    model { num_outputs: 20 }
+    data { train { synthetic { hidden: 128 hidden: 128 examples: 40000 label_noise: 0.1 } } }
+    groups { name: "a" }
+  )pb");
+  const auto dataset = Create(job);
+  ASSERT_TRUE(dataset.ok()) << dataset.status();
+  std::vector<ExampleRef> refs = {{39999, 0}};
+  for (int64_t i = 0; i < 12; ++i) refs.push_back({i, 0});
+  const Batch batch = Fill(**dataset, refs);
+  const std::vector<float> x = Values<float>(*batch.field("x"));
+  EXPECT_NEAR(x[0], -0.48454514, 1e-6);
+  EXPECT_NEAR(x[1], -0.25453472, 1e-6);
+  EXPECT_NEAR(x[32], 1.3181151, 1e-6);
+  EXPECT_NEAR(x[35], -0.8361841, 1e-6);
+  const std::vector<int64_t> labels = Values<int64_t>(batch.labels);
+  EXPECT_EQ(std::vector<int64_t>(labels.begin() + 1, labels.end()),
+            (std::vector<int64_t>{14, 7, 17, 7, 12, 14, 13, 12, 10, 2, 19, 7}));
+}
+
 TEST(Synthetic, StreamsShareTheLabellingNetworkButNoExample) {
   JobConfig job = SyntheticJob();
   // A labelling network that one input decides: then both streams can be checked against it.
