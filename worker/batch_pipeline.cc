@@ -60,6 +60,13 @@ void BatchPipeline::Restart(uint64_t generation, uint64_t incarnation) {
   end_.reset();
 }
 
+void BatchPipeline::Resume() {
+  MutexLock lock(&mu_);
+  if (!end_.has_value() || absl::IsOutOfRange(*end_)) return;
+  end_.reset();
+  in_session_ = true;
+}
+
 absl::StatusOr<std::unique_ptr<BatchPipeline::Step>> BatchPipeline::Next(absl::Time deadline) {
   MutexLock lock(&mu_);
   mu_.AwaitWithDeadline(absl::Condition(this, &BatchPipeline::HasNews), deadline);

@@ -54,9 +54,11 @@ class BatchPipeline {
 
   // Begins a session, from the leader's next step of this rank.
   void Restart(uint64_t generation, uint64_t incarnation);
+  // Goes on with the session after an error of the leader's; nothing that is ready is lost.
+  void Resume();
 
   // The next step. OUT_OF_RANGE: the group has finished, there are no more. DEADLINE_EXCEEDED: none
-  // yet. Anything else is the leader's answer; the session is over then and wants a Restart.
+  // yet. Anything else is the leader's answer; a Restart or Resume is wanted then.
   absl::StatusOr<std::unique_ptr<Step>> Next(absl::Time deadline);
 
  private:

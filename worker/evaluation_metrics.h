@@ -21,14 +21,8 @@ struct ScoredLabel {
 // where there are no positives, no negatives, or a NaN among the scores. O(n log n).
 std::optional<double> AreaUnderRoc(std::vector<ScoredLabel> examples);
 
-// Number of rows of `logits` [rows, outputs] whose largest value is at the label's column; of equal
-// values the first counts. A NaN in a row makes it a miss. `labels` has `rows` entries in [0,
-// outputs).
-int64_t CountCorrect(absl::Span<const float> logits, absl::Span<const int64_t> labels);
-
-// The same for one logit a row: the prediction is 1 where the probability reaches one half (logit
-// >= 0).
-int64_t CountCorrectBinary(absl::Span<const float> logits, absl::Span<const float> labels);
+// Sum of |a_i - b_i|.
+double SumOfDifferences(absl::Span<const float> a, absl::Span<const float> b);
 
 // A sum that keeps its accuracy over any number of terms (Neumaier's variant of Kahan's).
 class CompensatedSum {

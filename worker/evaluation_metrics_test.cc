@@ -68,23 +68,18 @@ TEST(AreaUnderRocTest, AgreesWithTheDefinitionOnRandomTiedScores) {
   }
 }
 
-TEST(CountCorrectTest, FirstOfEqualValuesCounts) {
-  const std::vector<float> logits = {1, 3,  2,  //
-                                     5, 5,  1,  //
-                                     5, 5,  1,  //
-                                     0, -1, -2};
-  EXPECT_EQ(CountCorrect(logits, {1, 0, 1, 2}), 2);
-  EXPECT_EQ(CountCorrect({}, {}), 0);
-}
-
-TEST(CountCorrectTest, NanIsAMiss) {
-  // Rows of two outputs: only [3 2] is a hit.
-  EXPECT_EQ(CountCorrect({kNan, 1, 1, kNan, 3, 2}, {1, 0, 0}), 1);
-  EXPECT_EQ(CountCorrectBinary({kNan, kNan}, {0, 1}), 0);
-}
-
-TEST(CountCorrectTest, BinaryAtOneHalf) {
-  EXPECT_EQ(CountCorrectBinary({0.0f, -0.1f, 2.0f, -3.0f}, {1, 0, 0, 1}), 2);
+TEST(SumOfDifferencesTest, AgreesWithAPlainLoop) {
+  std::mt19937 random(5);
+  for (size_t n : {0, 1, 15, 16, 17, 1023, 1024, 1025, 5000}) {
+    std::vector<float> a(n), b(n);
+    double expected = 0;
+    for (size_t i = 0; i < n; ++i) {
+      a[i] = static_cast<float>(random() % 1000) / 1000;
+      b[i] = static_cast<float>(random() % 1000) / 1000;
+      expected += std::abs(static_cast<double>(a[i]) - b[i]);
+    }
+    EXPECT_NEAR(SumOfDifferences(a, b), expected, 1e-6 * (1 + expected)) << n;
+  }
 }
 
 TEST(CompensatedSumTest, KeepsSmallTerms) {

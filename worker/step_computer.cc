@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "common/base/random.h"
 #include "common/base/status.h"
+#include "worker/loss_options.h"
 
 namespace codistill {
 namespace {
@@ -32,42 +33,6 @@ class StopWatch {
 };
 
 }  // namespace
-
-LossOptions LossOptionsOf(const JobConfig& job) {
-  LossOptions options;
-  switch (job.model().label_loss()) {
-    case SOFTMAX_CROSS_ENTROPY:
-      options.label_loss = LossOptions::kSoftmaxCrossEntropy;
-      break;
-    case SIGMOID_CROSS_ENTROPY:
-      options.label_loss = LossOptions::kSigmoidCrossEntropy;
-      break;
-    case SQUARED_ERROR:
-      options.label_loss = LossOptions::kSquaredError;
-      break;
-  }
-  options.label_smoothing = job.model().label_smoothing();
-  const CodistillationConfig& codistillation = job.codistillation();
-  switch (codistillation.teacher_loss()) {
-    case CodistillationConfig::SOFT_CROSS_ENTROPY:
-      options.teacher_loss = LossOptions::kSoftCrossEntropy;
-      break;
-    case CodistillationConfig::KL_TEACHER_STUDENT:
-      options.teacher_loss = LossOptions::kKlTeacherStudent;
-      break;
-    case CodistillationConfig::KL_STUDENT_TEACHER:
-      options.teacher_loss = LossOptions::kKlStudentTeacher;
-      break;
-    case CodistillationConfig::SQUARED_ERROR_LOGITS:
-      options.teacher_loss = LossOptions::kSquaredErrorLogits;
-      break;
-  }
-  options.temperature = codistillation.temperature();
-  options.teacher_average = codistillation.average() == CodistillationConfig::LOGITS
-                                ? LossOptions::kLogits
-                                : LossOptions::kProbabilities;
-  return options;
-}
 
 absl::StatusOr<std::unique_ptr<StepComputer>> StepComputer::Create(Options options) {
   auto computer = std::unique_ptr<StepComputer>(new StepComputer(std::move(options)));
@@ -98,7 +63,9 @@ StepComputer::Result StepComputer::Run(const Session& session, const BatchPipeli
   StopWatch watch(options_.progress);
   const Assignment& assignment = step.assignment;
 
+  SetTransfer(session.tensors.get(), nullptr);
   absl::StatusOr<int64_t> weights_step = Pull(session, assignment);
+  SetTransfer(nullptr, nullptr);
   watch.Lap(WorkerProgress::kPull);
   if (!weights_step.ok()) {
     result.transfer_error = weights_step.status();
@@ -156,7 +123,9 @@ StepComputer::Result StepComputer::Run(const Session& session, const BatchPipeli
   }
   end.set_used_teacher(loss->used_teacher);
   end.set_teacher_weight(loss->used_teacher ? assignment.teacher_weight() : 0);
+  SetTransfer(nullptr, push.get());
   absl::StatusOr<PushStream::Result> pushed = push->Finish(std::move(end));
+  SetTransfer(nullptr, nullptr);
   watch.Lap(WorkerProgress::kPush);
   if (!pushed.ok()) {
     result.transfer_error = pushed.status();
@@ -184,6 +153,18 @@ StepComputer::Result StepComputer::Run(const Session& session, const BatchPipeli
   options_.progress->StepDone(report);
   ForgetPredictions();
   return result;
+}
+
+void StepComputer::SetTransfer(TensorClient* pull, PushStream* push) {
+  MutexLock lock(&mu_);
+  pull_ = pull;
+  push_ = push;
+}
+
+void StepComputer::CancelTransfer() {
+  MutexLock lock(&mu_);
+  if (pull_ != nullptr) pull_->CancelPull();
+  if (push_ != nullptr) push_->Cancel();
 }
 
 absl::StatusOr<int64_t> StepComputer::Pull(const Session& session, const Assignment& assignment) {

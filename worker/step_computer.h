@@ -8,6 +8,8 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/base/mutex.h"
 #include "common/client/tensor_client.h"
 #include "common/model/model.h"
 #include "common/tensor/tensor.h"
@@ -19,9 +21,6 @@
 #include "worker/worker_progress.h"
 
 namespace codistill {
-
-// The loss of a job, as the kernel takes it.
-LossOptions LossOptionsOf(const JobConfig& job);
 
 // One step of a worker, from a batch and a place to get the weights from to the decision about its
 // push: pull, forward, teachers, loss, backward, each gradient on its way as soon as there is one.
@@ -61,6 +60,10 @@ class StepComputer {
   Result Run(const Session& session, const BatchPipeline::Step& step, RecurrentStateAfter* state);
   void ForgetPredictions() { predictions_.reset(); }
 
+  // Breaks off the transfer under way, if there is one: Run then ends with a transfer error. Any
+  // thread.
+  void CancelTransfer();
+
  private:
   struct Loss {
     LossSums sums;
@@ -76,6 +79,8 @@ class StepComputer {
   absl::StatusOr<Loss> ComputeLoss(const BatchPipeline::Step& step, const Model::Logits& logits);
   void PushBuffers(PushStream* push);
   absl::Time PushDeadline() const;
+  // Says what CancelTransfer is to break off; null = nothing any more.
+  void SetTransfer(TensorClient* pull, PushStream* push);
 
   const Options options_;
   const LossOptions loss_options_;
@@ -85,6 +90,10 @@ class StepComputer {
   Tensor gradient_;  // with respect to the logits, reused
   std::optional<TeacherPredictions> predictions_;
   absl::Duration last_step_;  // how long the last one took
+
+  Mutex mu_;
+  TensorClient* pull_ ABSL_GUARDED_BY(mu_) = nullptr;
+  PushStream* push_ ABSL_GUARDED_BY(mu_) = nullptr;
 };
 
 }  // namespace codistill

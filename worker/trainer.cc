@@ -95,6 +95,7 @@ void Trainer::Drain() {
     MutexLock lock(&mu_);
     if (drain_) return;
     drain_ = true;
+    drain_since_ = absl::Now();
   }
   if (options_.teachers != nullptr) options_.teachers->StopWaiting();
 }
@@ -254,7 +255,10 @@ absl::Status Trainer::Enter(const RegisterReply& reply, bool aborted) {
     shard_map_ = reply.shard_map();
     shard_addresses_ = addresses;
   }
-  if (same) return absl::OkStatus();
+  if (same) {
+    pipeline_->Resume();
+    return absl::OkStatus();
+  }
   const bool same_generation = reply.generation() == session_.generation;
   session_.generation = reply.generation();
   session_.incarnation = reply.incarnation();
@@ -285,7 +289,18 @@ void Trainer::RestoreState(const RegisterReply& reply) {
   state_ = *std::move(state);
 }
 
+void Trainer::BreakOffWhenDue() {
+  {
+    MutexLock lock(&mu_);
+    const bool over = drain_ && absl::Now() - drain_since_ > options_.drain_grace;
+    if (!over && superseded_.ok()) return;
+  }
+  // Again at each heartbeat: the transfer may only just have begun.
+  computer_->CancelTransfer();
+}
+
 void Trainer::Beat() {
+  BreakOffWhenDue();
   HeartbeatRequest request;
   {
     MutexLock lock(&mu_);
@@ -311,6 +326,7 @@ void Trainer::Beat() {
     superseded_ = reply.status();
   }
   if (options_.teachers != nullptr) options_.teachers->StopWaiting();
+  BreakOffWhenDue();
 }
 
 void Trainer::Leave(const absl::Status& status) {

@@ -64,6 +64,8 @@ class Trainer {
     WorkerProgress* progress = nullptr;
     Connect connect;  // null = TensorClient::Create
     absl::Duration heartbeat_interval = absl::Seconds(1);
+    // How long after Drain the step in hand may wait for others; then it is given up.
+    absl::Duration drain_grace = absl::Seconds(10);
   };
 
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(Options options);
@@ -89,6 +91,7 @@ class Trainer {
   absl::Status Recover(const absl::Status& error);
   absl::Status Compute(const BatchPipeline::Step& step);
   void Beat();
+  void BreakOffWhenDue();
   void Leave(const absl::Status& status);
   const std::string& GroupName() const;
   bool leaving() const;
@@ -114,6 +117,7 @@ class Trainer {
 
   mutable Mutex mu_;
   bool drain_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Time drain_since_ ABSL_GUARDED_BY(mu_);
   absl::Status superseded_ ABSL_GUARDED_BY(mu_);   // by a newer process of this rank
   uint64_t incarnation_ ABSL_GUARDED_BY(mu_) = 0;  // for heartbeats; 0 = not joined yet
   std::unique_ptr<PeriodicTask> heartbeat_;

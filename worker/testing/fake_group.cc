@@ -97,6 +97,7 @@ class FakeGroup::Push : public PushStream {
   void AddBuffer(int index, const void* data, std::shared_ptr<const void>) override {
     buffers_[index] = Copy(group_->tensors_.tensors(index), data);
   }
+  void Cancel() override { group_->Cancel(); }
   void AddWorkerState(std::string state) override { worker_state_ = std::move(state); }
   absl::StatusOr<Result> Finish(PushEnd end) override {
     return group_->Decide(header_, std::move(gradients_), std::move(buffers_),
@@ -127,6 +128,7 @@ class FakeGroup::Tensors : public TensorClient {
     FakeGroup& g = *group_;
     if (absl::Status status = g.Scripted(kPull); !status.ok()) return status;
     if (absl::Status status = g.CheckGeneration(generation); !status.ok()) return status;
+    if (step == g.park_pull_) return g.Park();
     CHECK_EQ(static_cast<int>(source),
              static_cast<int>(g.sync_ ? Source::kStep : Source::kAtLeastStep));
     if (g.sync_ && step != g.step_) {
@@ -142,6 +144,8 @@ class FakeGroup::Tensors : public TensorClient {
     }
     return result;
   }
+
+  void CancelPull() override { group_->Cancel(); }
 
   std::unique_ptr<PushStream> StartPush(const PushHeader& header, absl::Time) override {
     return std::make_unique<Push>(group_, header);
@@ -178,6 +182,34 @@ FakeGroup::connect() {
   };
 }
 
+absl::Status FakeGroup::Park() {
+  ++parked_;
+  mu_.Await(absl::Condition(&cancelled_));
+  --parked_;
+  cancelled_ = false;
+  return absl::CancelledError("cancelled");
+}
+
+void FakeGroup::Cancel() {
+  MutexLock lock(&mu_);
+  cancelled_ = parked_ > 0;
+}
+
+void FakeGroup::ParkPullsOf(int64_t step) {
+  MutexLock lock(&mu_);
+  park_pull_ = step;
+}
+
+void FakeGroup::ParkPushOf(int64_t step) {
+  MutexLock lock(&mu_);
+  park_push_ = step;
+}
+
+int64_t FakeGroup::parked() const {
+  MutexLock lock(&mu_);
+  return parked_;
+}
+
 absl::Status FakeGroup::Scripted(Call call) {
   ++counts_[call];
   if (!errors_[call].empty()) {
@@ -205,6 +237,7 @@ absl::StatusOr<PushStream::Result> FakeGroup::Decide(const TensorClient::PushHea
     MutexLock lock(&mu_);
     if (absl::Status status = Scripted(kPush); !status.ok()) return status;
     if (absl::Status status = CheckGeneration(header.generation); !status.ok()) return status;
+    if (header.step == park_push_) return Park();
     result.bytes = 1;
     if (sync_ && header.step <= step_) {
       result.outcome = DUPLICATE;

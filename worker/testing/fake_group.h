@@ -52,6 +52,11 @@ class FakeGroup {
   // A new generation, from the weights after `step` and the worker state given then.
   void Restore(int64_t step);
   void Drain();
+  // Pulls of `step` wait until they are cancelled, as if another worker were missing.
+  void ParkPullsOf(int64_t step);
+  // The answer to the push of `step` waits likewise.
+  void ParkPushOf(int64_t step);
+  int64_t parked() const;
   // Has the assignment of `step` ask for worker state.
   void WantWorkerState(int64_t step);
 
@@ -72,6 +77,9 @@ class FakeGroup {
     std::vector<Tensor> tensors;
   };
 
+  // Waits to be cancelled.
+  absl::Status Park() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Cancel();
   absl::Status Scripted(Call call) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckGeneration(uint64_t generation) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<PushStream::Result> Decide(const TensorClient::PushHeader& header,
@@ -97,6 +105,10 @@ class FakeGroup {
   std::deque<absl::Status> lost_answers_ ABSL_GUARDED_BY(mu_);
   std::deque<PushOutcome> outcomes_ ABSL_GUARDED_BY(mu_);
   std::map<int64_t, std::function<void()>> after_ ABSL_GUARDED_BY(mu_);
+  int64_t park_pull_ ABSL_GUARDED_BY(mu_) = -1;
+  int64_t park_push_ ABSL_GUARDED_BY(mu_) = -1;
+  int64_t parked_ ABSL_GUARDED_BY(mu_) = 0;
+  bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<Pushed> pushes_ ABSL_GUARDED_BY(mu_);
   std::vector<HeartbeatRequest> heartbeats_ ABSL_GUARDED_BY(mu_);
 };

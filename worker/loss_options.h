@@ -1,0 +1,17 @@
+#ifndef CODISTILL_WORKER_LOSS_OPTIONS_H_
+#define CODISTILL_WORKER_LOSS_OPTIONS_H_
+
+#include "cuda/loss.h"
+#include "proto/job.pb.h"
+
+namespace codistill {
+
+// The training loss of a job, as the kernel takes it.
+LossOptions LossOptionsOf(const JobConfig& job);
+
+// What a validation loss is: the label loss alone, without smoothing.
+LossOptions LabelLossOptionsOf(const JobConfig& job);
+
+}  // namespace codistill
+
+#endif  // CODISTILL_WORKER_LOSS_OPTIONS_H_
