@@ -25,8 +25,7 @@ std::vector<T> Combine(DataType dtype, const std::vector<std::vector<T>>& source
 
 TEST(CombineBuffersTest, FloatsAreAveragedByWeight) {
   EXPECT_EQ(Combine<float>(DT_FLOAT, {{1, -4}, {5, 8}}, {0.75, 0.25}), (std::vector<float>{2, -1}));
-  EXPECT_EQ(Combine<double>(DT_DOUBLE, {{1, -4}, {5, 8}}, {0.5, 0.5}),
-            (std::vector<double>{3, 2}));
+  EXPECT_EQ(Combine<double>(DT_DOUBLE, {{1, -4}, {5, 8}}, {0.5, 0.5}), (std::vector<double>{3, 2}));
   EXPECT_EQ(Combine<uint16_t>(DT_HALF, {{FloatToHalf(1)}, {FloatToHalf(5)}}, {0.75, 0.25})[0],
             FloatToHalf(2));
   EXPECT_EQ(Combine<uint16_t>(DT_BFLOAT16, {{0x3f80}, {0x40a0}}, {0.75, 0.25})[0], 0x4000);

@@ -21,12 +21,12 @@ void Run(std::vector<std::function<void()>>* effects) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Shard>> Shard::Create(Options options) {
+absl::StatusOr<std::unique_ptr<ModelShard>> ModelShard::Create(Options options) {
   if (options.job.training().update_mode() == TrainingConfig::BOUNDED_STALENESS) {
     return absl::UnimplementedError(
         "training.update_mode: BOUNDED_STALENESS is not served yet; use SYNC or ASYNC");
   }
-  std::unique_ptr<Shard> shard(new Shard(std::move(options)));
+  std::unique_ptr<ModelShard> shard(new ModelShard(std::move(options)));
   ShardStore::Options store;
   store.map = shard->options_.map;
   store.shard = shard->options_.shard;
@@ -38,23 +38,23 @@ absl::StatusOr<std::unique_ptr<Shard>> Shard::Create(Options options) {
   return shard;
 }
 
-Shard::Shard(Options options)
+ModelShard::ModelShard(Options options)
     : options_(std::move(options)),
       sync_(options_.job.training().update_mode() == TrainingConfig::SYNC),
       group_name_(options_.job.groups(options_.group).name()),
       num_workers_(options_.job.groups(options_.group).num_workers()) {}
 
-Shard::~Shard() {
+ModelShard::~ModelShard() {
   Drain();
   if (executor_ != nullptr) executor_->Shutdown();
   if (io_executor_ != nullptr) io_executor_->Shutdown();
 }
 
-std::string Shard::Name() const {
+std::string ModelShard::Name() const {
   return absl::StrCat("shard ", options_.shard, " of group ", group_name_);
 }
 
-absl::Status Shard::CheckGeneration(uint64_t generation) const {
+absl::Status ModelShard::CheckGeneration(uint64_t generation) const {
   if (draining_) return absl::UnavailableError(absl::StrCat(Name(), " is draining"));
   if (generation_ == 0) {
     return absl::UnavailableError(absl::StrCat(Name(), " is loading; try again"));
@@ -67,7 +67,7 @@ absl::Status Shard::CheckGeneration(uint64_t generation) const {
   return absl::OkStatus();
 }
 
-void Shard::FailAll(const absl::Status& status, Effects* effects) {
+void ModelShard::FailAll(const absl::Status& status, Effects* effects) {
   for (auto& item : waiting_) {
     effects->push_back([done = std::move(item.second.done), status] { done(status); });
   }
@@ -82,7 +82,7 @@ void Shard::FailAll(const absl::Status& status, Effects* effects) {
   open_.clear();
 }
 
-void Shard::Drain() {
+void ModelShard::Drain() {
   Effects effects;
   {
     MutexLock lock(&mu_);
@@ -92,7 +92,7 @@ void Shard::Drain() {
   Run(&effects);
 }
 
-Shard::State Shard::state() const {
+ModelShard::State ModelShard::state() const {
   State state;
   MutexLock lock(&mu_);
   state.generation = generation_;
@@ -102,7 +102,7 @@ Shard::State Shard::state() const {
   return state;
 }
 
-ShardCounters Shard::counters() const {
+ShardCounters ModelShard::counters() const {
   MutexLock lock(&mu_);
   ShardCounters counters = counters_;
   counters.staged_pushes = static_cast<int64_t>(waiting_.size());
@@ -111,12 +111,12 @@ ShardCounters Shard::counters() const {
   return counters;
 }
 
-absl::Time Shard::last_leader_call() const {
+absl::Time ModelShard::last_leader_call() const {
   MutexLock lock(&mu_);
   return last_leader_call_;
 }
 
-ProbeReply Shard::Probe() {
+ProbeReply ModelShard::Probe() {
   MutexLock lock(&mu_);
   last_leader_call_ = options_.clock->Now();
   ProbeReply reply;
@@ -129,7 +129,7 @@ ProbeReply Shard::Probe() {
 
 // ---------------------------------------------------------------------------------------- restore
 
-void Shard::Restore(RestoreRequest request, Done<RestoreReply> done) {
+void ModelShard::Restore(RestoreRequest request, Done<RestoreReply> done) {
   {
     MutexLock lock(&mu_);
     last_leader_call_ = options_.clock->Now();
@@ -141,7 +141,7 @@ void Shard::Restore(RestoreRequest request, Done<RestoreReply> done) {
   if (!status.ok()) (*shared)(Annotate(status, Name()));
 }
 
-absl::StatusOr<RestoreReply> Shard::DoRestore(const RestoreRequest& request) {
+absl::StatusOr<RestoreReply> ModelShard::DoRestore(const RestoreRequest& request) {
   Effects effects;
   RestoreReply reply;
   reply.set_process_nonce(options_.process_nonce);
@@ -203,7 +203,7 @@ absl::StatusOr<RestoreReply> Shard::DoRestore(const RestoreRequest& request) {
   return reply;
 }
 
-absl::Status Shard::Load(const RestoreRequest& request) {
+absl::Status ModelShard::Load(const RestoreRequest& request) {
   int64_t label = 0;
   if (request.manifest().empty()) {
     CODISTILL_RETURN_IF_ERROR(store_->LoadInitial(WeightsPath(options_.job, options_.group),
@@ -230,7 +230,7 @@ absl::Status Shard::Load(const RestoreRequest& request) {
 
 // ---------------------------------------------------------------------------------------- commit
 
-void Shard::Commit(CommitRequest request, Done<CommitReply> done) {
+void ModelShard::Commit(CommitRequest request, Done<CommitReply> done) {
   {
     MutexLock lock(&mu_);
     last_leader_call_ = options_.clock->Now();
@@ -241,11 +241,11 @@ void Shard::Commit(CommitRequest request, Done<CommitReply> done) {
   if (!status.ok()) (*shared)(Annotate(status, Name()));
 }
 
-absl::StatusOr<CommitReply> Shard::DoCommit(const CommitRequest& request) {
+absl::StatusOr<CommitReply> ModelShard::DoCommit(const CommitRequest& request) {
   return sync_ ? DoCommitSync(request) : DoCommitAsync(request);
 }
 
-absl::StatusOr<CommitReply> Shard::DoCommitSync(const CommitRequest& request) {
+absl::StatusOr<CommitReply> ModelShard::DoCommitSync(const CommitRequest& request) {
   std::vector<ShardStore::Contribution> contributions;
   std::vector<std::shared_ptr<StagedPush>> held;
   bool again = false;
@@ -305,12 +305,12 @@ absl::StatusOr<CommitReply> Shard::DoCommitSync(const CommitRequest& request) {
   return reply;
 }
 
-void Shard::Keep(const CommitRequest& request) {
+void ModelShard::Keep(const CommitRequest& request) {
   if (request.publish()) store_->Publish(request.step());
   if (request.checkpoint()) store_->TakeSnapshot(request.step());
 }
 
-void Shard::Resolve(const CommitRequest& request, Effects* effects) {
+void ModelShard::Resolve(const CommitRequest& request, Effects* effects) {
   Decision decision;
   decision.step = request.step();
   std::map<int32_t, uint64_t> applied;
@@ -351,7 +351,7 @@ void Shard::Resolve(const CommitRequest& request, Effects* effects) {
   if (decisions_.size() > 64) decisions_.pop_front();
 }
 
-absl::StatusOr<CommitReply> Shard::DoCommitAsync(const CommitRequest& request) {
+absl::StatusOr<CommitReply> ModelShard::DoCommitAsync(const CommitRequest& request) {
   {
     MutexLock lock(&mu_);
     if (generation_ == 0 || request.generation() != generation_) {
@@ -367,7 +367,7 @@ absl::StatusOr<CommitReply> Shard::DoCommitAsync(const CommitRequest& request) {
 
 // ------------------------------------------------------------------------------------ checkpoints
 
-void Shard::WriteCheckpoint(WriteCheckpointRequest request, Done<WriteCheckpointReply> done) {
+void ModelShard::WriteCheckpoint(WriteCheckpointRequest request, Done<WriteCheckpointReply> done) {
   {
     MutexLock lock(&mu_);
     last_leader_call_ = options_.clock->Now();
@@ -378,7 +378,7 @@ void Shard::WriteCheckpoint(WriteCheckpointRequest request, Done<WriteCheckpoint
   if (!status.ok()) (*shared)(Annotate(status, Name()));
 }
 
-absl::StatusOr<WriteCheckpointReply> Shard::DoWriteCheckpoint(
+absl::StatusOr<WriteCheckpointReply> ModelShard::DoWriteCheckpoint(
     const WriteCheckpointRequest& request) {
   const absl::Time begin = options_.clock->Now();
   std::shared_ptr<const ShardStore::Snapshot> snapshot;
@@ -425,7 +425,7 @@ absl::StatusOr<WriteCheckpointReply> Shard::DoWriteCheckpoint(
 
 // ------------------------------------------------------------------------------------------ pulls
 
-void Shard::Pull(const PullRequest& request, Done<std::unique_ptr<PullSource>> done) {
+void ModelShard::Pull(const PullRequest& request, Done<std::unique_ptr<PullSource>> done) {
   absl::StatusOr<std::unique_ptr<PullSource>> source;
   {
     MutexLock lock(&mu_);
@@ -444,7 +444,7 @@ void Shard::Pull(const PullRequest& request, Done<std::unique_ptr<PullSource>> d
   done(std::move(source));
 }
 
-absl::StatusOr<std::unique_ptr<PullSource>> Shard::TryPull(const PullRequest& request) {
+absl::StatusOr<std::unique_ptr<PullSource>> ModelShard::TryPull(const PullRequest& request) {
   CODISTILL_RETURN_IF_ERROR(CheckGeneration(request.generation()));
   if (request.shard_map_digest() != options_.map_digest) {
     return absl::FailedPreconditionError(absl::StrCat("digest ", request.shard_map_digest(),
@@ -497,7 +497,7 @@ absl::StatusOr<std::unique_ptr<PullSource>> Shard::TryPull(const PullRequest& re
   return absl::InvalidArgumentError("source: one of step, at_least_step and cut_step must be set");
 }
 
-void Shard::WakePulls(Effects* effects) {
+void ModelShard::WakePulls(Effects* effects) {
   std::vector<ParkedPull> still;
   for (ParkedPull& pull : parked_pulls_) {
     absl::StatusOr<std::unique_ptr<PullSource>> source = TryPull(pull.request);

@@ -58,7 +58,7 @@ struct ShardCounters {
 //
 // Lock order: mu_, then the store's. Callbacks are called without locks. Long work (updates,
 // loading, cuts) runs in order on one thread, checkpoint files are written on another. Thread-safe.
-class Shard {
+class ModelShard {
  public:
   struct Options {
     JobConfig job;
@@ -72,8 +72,8 @@ class Shard {
     Clock* clock = Clock::Real();
     std::function<void(double seconds)> on_commit;  // optional: time an update took
   };
-  static absl::StatusOr<std::unique_ptr<Shard>> Create(Options options);
-  ~Shard();
+  static absl::StatusOr<std::unique_ptr<ModelShard>> Create(Options options);
+  ~ModelShard();
 
   template <typename T>
   using Done = std::function<void(absl::StatusOr<T>)>;
@@ -133,7 +133,7 @@ class Shard {
   };
   using Effects = std::vector<std::function<void()>>;
 
-  explicit Shard(Options options);
+  explicit ModelShard(Options options);
 
   bool sync() const { return sync_; }
   std::string Name() const;

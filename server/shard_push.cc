@@ -18,7 +18,7 @@ constexpr size_t kMaxAsyncReports = 4096;
 
 }  // namespace
 
-absl::StatusOr<std::shared_ptr<StagedPush>> Shard::BeginPush(const PushBegin& begin) {
+absl::StatusOr<std::shared_ptr<StagedPush>> ModelShard::BeginPush(const PushBegin& begin) {
   MutexLock lock(&mu_);
   const auto refuse = [&](const absl::Status& status) {
     mu_.AssertHeld();
@@ -52,7 +52,7 @@ absl::StatusOr<std::shared_ptr<StagedPush>> Shard::BeginPush(const PushBegin& be
   return push;
 }
 
-void Shard::EndPush(std::shared_ptr<StagedPush> push, PushEnd end, Done<PushReply> done) {
+void ModelShard::EndPush(std::shared_ptr<StagedPush> push, PushEnd end, Done<PushReply> done) {
   const PushBegin& begin = push->begin();
   absl::Status status;
   // What no arithmetic on the push may meet.
@@ -121,7 +121,7 @@ void Shard::EndPush(std::shared_ptr<StagedPush> push, PushEnd end, Done<PushRepl
   for (const auto& effect : effects) effect();
 }
 
-PushReply Shard::DecidedAlready(const PushBegin& begin) const {
+PushReply ModelShard::DecidedAlready(const PushBegin& begin) const {
   PushReply reply;
   reply.set_step(begin.step());
   reply.set_outcome(DROPPED_LATE);
@@ -140,7 +140,7 @@ PushReply Shard::DecidedAlready(const PushBegin& begin) const {
   return reply;
 }
 
-void Shard::Report(int32_t rank, uint64_t incarnation, Waiting* waiting, Effects* effects) {
+void ModelShard::Report(int32_t rank, uint64_t incarnation, Waiting* waiting, Effects* effects) {
   waiting->reporting = true;
   ReportEndRequest request;
   request.mutable_group()->set_run_id(RunId(options_.job));
@@ -161,8 +161,8 @@ void Shard::Report(int32_t rank, uint64_t incarnation, Waiting* waiting, Effects
   });
 }
 
-void Shard::OnReported(uint64_t generation, int64_t step, int32_t rank, uint64_t incarnation,
-                       const absl::Status& status) {
+void ModelShard::OnReported(uint64_t generation, int64_t step, int32_t rank, uint64_t incarnation,
+                            const absl::Status& status) {
   Done<PushReply> refused;
   {
     MutexLock lock(&mu_);
@@ -183,7 +183,7 @@ void Shard::OnReported(uint64_t generation, int64_t step, int32_t rank, uint64_t
   if (refused) refused(status);
 }
 
-void Shard::Tick() {
+void ModelShard::Tick() {
   Effects effects;
   {
     MutexLock lock(&mu_);
@@ -198,7 +198,7 @@ void Shard::Tick() {
 
 // ------------------------------------------------------------------------------------------ ASYNC
 
-void Shard::EndPushAsync(std::shared_ptr<StagedPush> push, PushEnd end, Done<PushReply> done) {
+void ModelShard::EndPushAsync(std::shared_ptr<StagedPush> push, PushEnd end, Done<PushReply> done) {
   auto shared = std::make_shared<Done<PushReply>>(std::move(done));
   const absl::Status status =
       executor_->Schedule([this, push = std::move(push), end = std::move(end), shared]() mutable {
@@ -210,7 +210,7 @@ void Shard::EndPushAsync(std::shared_ptr<StagedPush> push, PushEnd end, Done<Pus
   if (!status.ok()) (*shared)(Annotate(status, Name()));
 }
 
-absl::StatusOr<PushReply> Shard::ApplyAsync(const StagedPush& push, const PushEnd& end) {
+absl::StatusOr<PushReply> ModelShard::ApplyAsync(const StagedPush& push, const PushEnd& end) {
   const PushBegin& begin = push.begin();
   PushReply reply;
   int64_t next = 0;
@@ -237,8 +237,7 @@ absl::StatusOr<PushReply> Shard::ApplyAsync(const StagedPush& push, const PushEn
     if (!end.finite()) {
       ++counters_.rejected;
       reply.set_outcome(REJECTED);
-      reply.set_message(
-          absl::StrCat("gradient of tensor ", end.not_finite_tensor(), " is not finite"));
+      reply.set_message(absl::StrCat("tensor ", end.not_finite_tensor(), " is not finite"));
       LOG(WARNING) << Name() << ": push " << begin.step() << " of rank " << begin.rank()
                    << " rejected: " << reply.message();
       return reply;
@@ -280,7 +279,7 @@ absl::StatusOr<PushReply> Shard::ApplyAsync(const StagedPush& push, const PushEn
   return reply;
 }
 
-void Shard::SendAsyncReports() {
+void ModelShard::SendAsyncReports() {
   ReportEndRequest report;
   {
     MutexLock lock(&mu_);

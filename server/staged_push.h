@@ -33,7 +33,8 @@ class ArrivedRanges {
 // own pieces, staged until the step is decided. Written by one call at a time; read once complete.
 class StagedPush {
  public:
-  static constexpr size_t kMaxWorkerStateBytes = size_t{1} << 28;
+  // It goes back to a worker in one RegisterReply, which is at most 16 MiB.
+  static constexpr size_t kMaxWorkerStateBytes = size_t{12} << 20;
 
   StagedPush(const PieceLayout* layout, PushBegin begin, std::shared_ptr<AlignedBuffer> buffer)
       : layout_(layout),

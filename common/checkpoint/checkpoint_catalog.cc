@@ -1,4 +1,4 @@
-#include "common/checkpoint/checkpoint_directory.h"
+#include "common/checkpoint/checkpoint_catalog.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -44,7 +44,7 @@ bool ParseShardFileName(const std::string& name, Version* version) {
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<CheckpointDirectory>> CheckpointDirectory::Claim(
+absl::StatusOr<std::unique_ptr<CheckpointCatalog>> CheckpointCatalog::Claim(
     const std::string& directory, FileSystem* file_system) {
   CODISTILL_RETURN_IF_ERROR(Annotate(file_system->MakeDirs(directory), "checkpoint directory"));
   const std::string path = JoinPath(directory, kClaimName);
@@ -61,12 +61,12 @@ absl::StatusOr<std::unique_ptr<CheckpointDirectory>> CheckpointDirectory::Claim(
     }
     return FileError(error, "lock", path);
   }
-  return std::unique_ptr<CheckpointDirectory>(new CheckpointDirectory(directory, file_system, fd));
+  return std::unique_ptr<CheckpointCatalog>(new CheckpointCatalog(directory, file_system, fd));
 }
 
-CheckpointDirectory::~CheckpointDirectory() { close(claim_fd_); }
+CheckpointCatalog::~CheckpointCatalog() { close(claim_fd_); }
 
-absl::StatusOr<uint64_t> CheckpointDirectory::LastGeneration() {
+absl::StatusOr<uint64_t> CheckpointCatalog::LastGeneration() {
   uint64_t last = 0;
   const std::string path = JoinPath(path_, kGenerationName);
   if (file_system_->Exists(path)) {
@@ -80,12 +80,12 @@ absl::StatusOr<uint64_t> CheckpointDirectory::LastGeneration() {
   return last;
 }
 
-absl::Status CheckpointDirectory::BeginGeneration(uint64_t generation) {
+absl::Status CheckpointCatalog::BeginGeneration(uint64_t generation) {
   return WriteFileAtomically(JoinPath(path_, kGenerationName), absl::StrCat(generation, "\n"),
                              file_system_);
 }
 
-absl::StatusOr<std::vector<Version>> CheckpointDirectory::List() {
+absl::StatusOr<std::vector<Version>> CheckpointCatalog::List() {
   CODISTILL_ASSIGN_OR_RETURN(const std::vector<std::string> names, file_system_->ListDir(path_));
   std::vector<Version> versions;
   for (const std::string& name : names) {
@@ -98,7 +98,7 @@ absl::StatusOr<std::vector<Version>> CheckpointDirectory::List() {
   return versions;
 }
 
-absl::StatusOr<CheckpointDirectory::Newest> CheckpointDirectory::FindNewest(
+absl::StatusOr<CheckpointCatalog::Newest> CheckpointCatalog::FindNewest(
     const std::vector<Version>& except) {
   CODISTILL_ASSIGN_OR_RETURN(const std::vector<Version> versions, List());
   Newest newest;
@@ -131,7 +131,7 @@ absl::StatusOr<CheckpointDirectory::Newest> CheckpointDirectory::FindNewest(
   return newest;
 }
 
-absl::Status CheckpointDirectory::Commit(const CheckpointManifest& manifest, int keep) {
+absl::Status CheckpointCatalog::Commit(const CheckpointManifest& manifest, int keep) {
   CODISTILL_RETURN_IF_ERROR(WriteManifest(path_, manifest, file_system_));
   absl::StatusOr<std::vector<Version>> versions = List();
   if (!versions.ok()) return absl::OkStatus();  // the checkpoint itself is there
@@ -149,7 +149,7 @@ absl::Status CheckpointDirectory::Commit(const CheckpointManifest& manifest, int
   return absl::OkStatus();
 }
 
-absl::StatusOr<int> CheckpointDirectory::SweepOrphans() {
+absl::StatusOr<int> CheckpointCatalog::SweepOrphans() {
   CODISTILL_ASSIGN_OR_RETURN(const std::vector<std::string> names, file_system_->ListDir(path_));
   std::set<std::string> named;
   std::vector<Version> unreadable;

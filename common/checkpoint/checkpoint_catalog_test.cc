@@ -1,4 +1,4 @@
-#include "common/checkpoint/checkpoint_directory.h"
+#include "common/checkpoint/checkpoint_catalog.h"
 
 #include <memory>
 #include <string>
@@ -17,7 +17,7 @@ namespace {
 using ::testing::HasSubstr;
 using ::testing::UnorderedElementsAre;
 
-class CheckpointDirectoryTest : public testing::Test {
+class CheckpointCatalogTest : public testing::Test {
  protected:
   void SetUp() override {
     path_ = JoinPath(testing::TempDir(), "checkpoints",
@@ -28,7 +28,7 @@ class CheckpointDirectoryTest : public testing::Test {
 
   void Open() {
     directory_.reset();
-    auto directory = CheckpointDirectory::Claim(path_);
+    auto directory = CheckpointCatalog::Claim(path_);
     ASSERT_TRUE(directory.ok()) << directory.status();
     directory_ = *std::move(directory);
   }
@@ -65,18 +65,18 @@ class CheckpointDirectoryTest : public testing::Test {
   std::vector<std::string> Names() { return FileSystem::Real()->ListDir(path_).value(); }
 
   std::string path_;
-  std::unique_ptr<CheckpointDirectory> directory_;
+  std::unique_ptr<CheckpointCatalog> directory_;
 };
 
-TEST_F(CheckpointDirectoryTest, SecondLeaderIsKeptOut) {
-  const auto second = CheckpointDirectory::Claim(path_);
+TEST_F(CheckpointCatalogTest, SecondLeaderIsKeptOut) {
+  const auto second = CheckpointCatalog::Claim(path_);
   EXPECT_EQ(second.status().code(), absl::StatusCode::kAlreadyExists);
   EXPECT_THAT(std::string(second.status().message()), HasSubstr(path_));
   directory_.reset();
-  EXPECT_TRUE(CheckpointDirectory::Claim(path_).ok());
+  EXPECT_TRUE(CheckpointCatalog::Claim(path_).ok());
 }
 
-TEST_F(CheckpointDirectoryTest, GenerationsGrow) {
+TEST_F(CheckpointCatalogTest, GenerationsGrow) {
   EXPECT_EQ(directory_->LastGeneration().value(), 0u);
   ASSERT_TRUE(directory_->BeginGeneration(4).ok());
   Open();
@@ -87,7 +87,7 @@ TEST_F(CheckpointDirectoryTest, GenerationsGrow) {
   EXPECT_EQ(directory_->LastGeneration().status().code(), absl::StatusCode::kDataLoss);
 }
 
-TEST_F(CheckpointDirectoryTest, FindsTheNewestWholeOne) {
+TEST_F(CheckpointCatalogTest, FindsTheNewestWholeOne) {
   EXPECT_EQ(directory_->FindNewest()->manifest, nullptr);
   Save(1, 10);
   Save(1, 20);
@@ -112,7 +112,7 @@ TEST_F(CheckpointDirectoryTest, FindsTheNewestWholeOne) {
   EXPECT_THAT(std::string(newest.status().message()), HasSubstr("shard-0-of-1-1-10-0"));
 }
 
-TEST_F(CheckpointDirectoryTest, PassesOverWhatAShardCouldNotLoad) {
+TEST_F(CheckpointCatalogTest, PassesOverWhatAShardCouldNotLoad) {
   Save(1, 10);
   Save(1, 20);
   Version bad;
@@ -124,13 +124,13 @@ TEST_F(CheckpointDirectoryTest, PassesOverWhatAShardCouldNotLoad) {
   EXPECT_EQ(newest->refused.size(), 1u);
 }
 
-TEST_F(CheckpointDirectoryTest, KeepsOnlySoMany) {
+TEST_F(CheckpointCatalogTest, KeepsOnlySoMany) {
   for (int64_t step = 1; step <= 4; ++step) Save(1, step, /*keep=*/2);
   EXPECT_THAT(Names(), UnorderedElementsAre("CLAIM", "MANIFEST-1-3", "MANIFEST-1-4",
                                             "shard-0-of-1-1-3-0", "shard-0-of-1-1-4-0"));
 }
 
-TEST_F(CheckpointDirectoryTest, SweepsWhatNoManifestNames) {
+TEST_F(CheckpointCatalogTest, SweepsWhatNoManifestNames) {
   Save(1, 10);
   Save(1, 20);
   Damage("MANIFEST-1-20");

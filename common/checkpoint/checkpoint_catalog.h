@@ -1,5 +1,5 @@
-#ifndef CODISTILL_COMMON_CHECKPOINT_CHECKPOINT_DIRECTORY_H_
-#define CODISTILL_COMMON_CHECKPOINT_CHECKPOINT_DIRECTORY_H_
+#ifndef CODISTILL_COMMON_CHECKPOINT_CHECKPOINT_CATALOG_H_
+#define CODISTILL_COMMON_CHECKPOINT_CHECKPOINT_CATALOG_H_
 
 #include <cstdint>
 #include <memory>
@@ -17,15 +17,15 @@ namespace codistill {
 // one, and what is left over from writes that never became one. Holding this object is owning the
 // directory: the file CLAIM in it is locked, which the system undoes when the process ends, however
 // it ends. Not thread-safe; used from one thread at a time.
-class CheckpointDirectory {
+class CheckpointCatalog {
  public:
   // Creates the directory if need be and claims it. ALREADY_EXISTS names the directory when another
   // process holds it.
-  static absl::StatusOr<std::unique_ptr<CheckpointDirectory>> Claim(
+  static absl::StatusOr<std::unique_ptr<CheckpointCatalog>> Claim(
       const std::string& directory, FileSystem* file_system = FileSystem::Real());
-  ~CheckpointDirectory();
-  CheckpointDirectory(const CheckpointDirectory&) = delete;
-  CheckpointDirectory& operator=(const CheckpointDirectory&) = delete;
+  ~CheckpointCatalog();
+  CheckpointCatalog(const CheckpointCatalog&) = delete;
+  CheckpointCatalog& operator=(const CheckpointCatalog&) = delete;
 
   const std::string& path() const { return path_; }
 
@@ -58,7 +58,7 @@ class CheckpointDirectory {
   absl::StatusOr<int> SweepOrphans();
 
  private:
-  CheckpointDirectory(std::string path, FileSystem* file_system, int claim_fd)
+  CheckpointCatalog(std::string path, FileSystem* file_system, int claim_fd)
       : path_(std::move(path)), file_system_(file_system), claim_fd_(claim_fd) {}
 
   const std::string path_;
@@ -72,4 +72,4 @@ absl::Status VerifyCheckpoint(const std::string& directory, const CheckpointMani
 
 }  // namespace codistill
 
-#endif  // CODISTILL_COMMON_CHECKPOINT_CHECKPOINT_DIRECTORY_H_
+#endif  // CODISTILL_COMMON_CHECKPOINT_CHECKPOINT_CATALOG_H_

@@ -1,0 +1,337 @@
+// How a generation begins: at the start, and again whenever a shard was lost.
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/base/status.h"
+#include "common/checkpoint/manifest.h"
+#include "glog/logging.h"
+#include "server/leader.h"
+
+namespace codistill {
+namespace {
+
+constexpr absl::Duration kProbeInterval = absl::Milliseconds(500);
+constexpr absl::Duration kProbeTimeout = absl::Seconds(2);
+constexpr absl::Duration kRestoreTimeout = absl::Minutes(10);
+constexpr absl::Duration kRestoreRetry = absl::Milliseconds(500);
+// Restores in a row without one committed step in between.
+constexpr int kMaxFruitlessRestores = 20;
+
+}  // namespace
+
+// ------------------------------------------------------------------------------------------ probes
+
+void GroupLeader::TickProbes(absl::Time now) {
+  for (int s = 0; s < num_shards_; ++s) {
+    ShardState& shard = shards_[s];
+    if (shard.probe_in_flight || now - shard.last_probe < kProbeInterval) continue;
+    shard.probe_in_flight = true;
+    shard.last_probe = now;
+    ProbeRequest request;
+    *request.mutable_group() = Ref();
+    effects_.push_back(
+        [this, s, epoch = epoch_, loaded = shard.loaded, request = std::move(request)] {
+          options_.links[s]->Probe(request, kProbeTimeout,
+                                   [this, s, epoch, loaded](absl::StatusOr<ProbeReply> reply) {
+                                     Enter([&] { OnProbeReply(epoch, s, loaded, reply); });
+                                   });
+        });
+  }
+}
+
+void GroupLeader::OnProbeReply(uint64_t epoch, int s, bool was_loaded,
+                               const absl::StatusOr<ProbeReply>& reply) {
+  const absl::Time now = options_.clock->Now();
+  ShardState& shard = shards_[s];
+  shard.probe_in_flight = false;
+  if (failed_ || stopped_) return;
+  if (!reply.ok()) {
+    if (absl::IsPermissionDenied(reply.status())) {
+      Fail(absl::StrCat("shard ", s, " at ", shard_addresses_[s],
+                        " is not this group's: ", reply.status().message()));
+      return;
+    }
+    if (shard.reachable && shard.seen) {
+      LOG(WARNING) << "group " << GroupName() << ": shard " << s << " at " << shard_addresses_[s]
+                   << " does not answer: " << reply.status();
+    }
+    shard.reachable = false;
+    // Shards never seen are waited for: they may still have to be placed somewhere.
+    if (shard.seen && now - shard.last_answer > rejoin_timeout_) {
+      Fail(absl::StrCat("shard ", s, " of group ", GroupName(), " at ", shard_addresses_[s],
+                        ": not heard from for ", absl::ToInt64Seconds(rejoin_timeout_), " s"));
+    }
+    return;
+  }
+  if (reply->shard() != s) {
+    Fail(absl::StrCat("shard ", s, " of group ", GroupName(), ": at ", shard_addresses_[s],
+                      " is shard ", reply->shard()));
+    return;
+  }
+  if (shard.seen && !shard.reachable) {
+    LOG(INFO) << "group " << GroupName() << ": shard " << s << " answers again";
+  }
+  shard.seen = true;
+  shard.reachable = true;
+  shard.last_answer = now;
+  if (epoch != epoch_) return;  // asked before the last change of course
+
+  const bool another = reply->process_nonce() != shard.nonce;
+  // An answer that crossed with the shard's Restore says nothing about it.
+  if (shard.loaded && !was_loaded) return;
+  if (shard.loaded && (another || reply->generation() != generation_)) {
+    // A shard that was only out of reach still has everything, and training just goes on with it.
+    BeginRestore(absl::StrCat("shard ", s, " of group ", GroupName(),
+                              another ? " was restarted" : " has lost its generation"));
+    shards_[s].generation = reply->generation();
+    return;
+  }
+  if (!shard.loaded) shard.generation = reply->generation();
+  if (!sync_ && shard.loaded) shard.step = std::max(shard.step, reply->step());
+  if (stage_ == Stage::kGathering &&
+      std::all_of(shards_.begin(), shards_.end(), [](const ShardState& x) { return x.seen; })) {
+    Open();
+  }
+}
+
+// ----------------------------------------------------------------------------------------- opening
+
+void GroupLeader::BeginRestore(const std::string& reason) {
+  if (failed_ || stopped_) return;
+  LOG(WARNING) << "group " << GroupName() << ": the group is restored: " << reason;
+  if (++fruitless_restores_ > kMaxFruitlessRestores) {
+    Fail(absl::StrCat("restored ", kMaxFruitlessRestores,
+                      " times without a step in between; the last time because ", reason));
+    return;
+  }
+  ++restores_;
+  Open();
+}
+
+void GroupLeader::Open() {
+  stage_ = Stage::kOpening;
+  ++epoch_;
+  changed_ = true;
+  commit_.reset();
+  checkpoint_.reset();
+  collectors_.clear();
+  async_cuts_.clear();
+  snapshot_now_ = false;
+  const absl::Status aborted = absl::AbortedError(
+      absl::StrCat("group ", GroupName(), " begins another generation; register again"));
+  FailAssignments(aborted);
+  AnswerCheckpointWaiters(aborted);
+  uint64_t at_least = generation_ + 1;
+  for (ShardState& shard : shards_) {
+    shard.loaded = false;
+    shard.restore_in_flight = false;
+    shard.retry_restore = absl::InfinitePast();
+    at_least = std::max(at_least, shard.generation + 1);
+  }
+  effects_.push_back([this, epoch = epoch_, at_least, except = unloadable_] {
+    options_.run_io([this, epoch, at_least, except] {
+      auto opening = std::make_shared<Opening>(ReadOpening(at_least, except));
+      Enter([&] { OnOpened(epoch, std::move(*opening)); });
+    });
+  });
+}
+
+GroupLeader::Opening GroupLeader::ReadOpening(uint64_t at_least,
+                                              const std::vector<Version>& except) {
+  Opening opening;
+  if (!HasDirectory()) {
+    // Nothing remembers the last generation but time, which goes on across restarts.
+    opening.generation = std::max(at_least, static_cast<uint64_t>(std::max<int64_t>(
+                                                1, absl::ToUnixMicros(options_.clock->Now()))));
+    return opening;
+  }
+  opening.status = [&]() -> absl::Status {
+    if (directory_ == nullptr) {
+      CODISTILL_ASSIGN_OR_RETURN(directory_,
+                                 CheckpointCatalog::Claim(directory_path_, options_.file_system));
+      CODISTILL_ASSIGN_OR_RETURN(const int swept, directory_->SweepOrphans());
+      if (swept > 0) {
+        LOG(INFO) << directory_path_ << ": removed " << swept
+                  << " files that belong to no checkpoint";
+      }
+    }
+    CODISTILL_ASSIGN_OR_RETURN(CheckpointCatalog::Newest newest, directory_->FindNewest(except));
+    opening.manifest = std::move(newest.manifest);
+    opening.refused = std::move(newest.refused);
+    if (opening.manifest != nullptr) CODISTILL_RETURN_IF_ERROR(CheckManifest(*opening.manifest));
+    CODISTILL_ASSIGN_OR_RETURN(opening.last_generation, directory_->LastGeneration());
+    opening.generation = std::max(at_least, opening.last_generation + 1);
+    return directory_->BeginGeneration(opening.generation);
+  }();
+  return opening;
+}
+
+absl::Status GroupLeader::CheckManifest(const CheckpointManifest& manifest) const {
+  const std::string name = JoinPath(directory_path_, ManifestName(manifest.version()));
+  const auto differs = [&](const std::string& what, const std::string& theirs,
+                           const std::string& ours) {
+    return absl::FailedPreconditionError(absl::StrCat("checkpoint ", name, " is of another ", what,
+                                                      ": ", theirs, ", the job has ", ours,
+                                                      "; use another checkpoint directory"));
+  };
+  if (manifest.group() != GroupName()) return differs("group", manifest.group(), GroupName());
+  const std::string optimizer = OptimizerConfig::Kind_Name(job_.training().optimizer().kind());
+  if (manifest.optimizer() != optimizer) {
+    return differs("optimizer", manifest.optimizer(), optimizer);
+  }
+  if (manifest.shard_map().num_shards() != num_shards_) {
+    return differs("number of shards", absl::StrCat(manifest.shard_map().num_shards()),
+                   absl::StrCat(num_shards_));
+  }
+  if (manifest.shard_map_digest() != options_.map_digest) {
+    return differs("model (digest of the shard map)", absl::StrCat(manifest.shard_map_digest()),
+                   absl::StrCat(options_.map_digest));
+  }
+  if ((manifest.version().shard_steps_size() == 0) != sync_) {
+    return differs("update mode", sync_ ? "ASYNC" : "SYNC", sync_ ? "SYNC" : "ASYNC");
+  }
+  return absl::OkStatus();
+}
+
+void GroupLeader::OnOpened(uint64_t epoch, Opening opening) {
+  if (epoch != epoch_ || failed_ || stopped_) return;
+  for (const absl::Status& status : opening.refused) {
+    LOG(ERROR) << "group " << GroupName() << ": a checkpoint is passed over: " << status.message();
+  }
+  if (!opening.status.ok()) {
+    Fail(std::string(opening.status.message()));
+    return;
+  }
+  generation_ = opening.generation;
+  if (!opened_before_ && opening.last_generation > 0) taken_up_ = true;
+  origin_ = std::move(opening.manifest);
+  manifest_ = origin_ == nullptr ? "" : ManifestName(origin_->version());
+  stage_ = Stage::kRestoring;
+  LOG(INFO) << "group " << GroupName() << ": generation " << generation_ << " begins from "
+            << (manifest_.empty() ? "the initial weights" : manifest_);
+  TickRestore(options_.clock->Now());
+}
+
+// --------------------------------------------------------------------------------------- restoring
+
+void GroupLeader::TickRestore(absl::Time now) {
+  if (stage_ != Stage::kRestoring || failed_) return;
+  for (int s = 0; s < num_shards_; ++s) {
+    ShardState& shard = shards_[s];
+    if (shard.loaded || shard.restore_in_flight || now < shard.retry_restore) continue;
+    shard.restore_in_flight = true;
+    RestoreRequest request;
+    *request.mutable_group() = Ref();
+    request.set_generation(generation_);
+    request.set_leader_nonce(options_.nonce);
+    request.set_leader_address(address_);
+    request.set_shard_map_digest(options_.map_digest);
+    request.set_manifest(manifest_);
+    effects_.push_back([this, s, epoch = epoch_, request = std::move(request)] {
+      options_.links[s]->Restore(request, kRestoreTimeout,
+                                 [this, s, epoch](absl::StatusOr<RestoreReply> reply) {
+                                   Enter([&] { OnRestoreReply(epoch, s, reply); });
+                                 });
+    });
+  }
+}
+
+void GroupLeader::OnRestoreReply(uint64_t epoch, int s, const absl::StatusOr<RestoreReply>& reply) {
+  if (epoch != epoch_ || failed_ || stopped_ || stage_ != Stage::kRestoring) return;
+  ShardState& shard = shards_[s];
+  shard.restore_in_flight = false;
+  if (!reply.ok()) {
+    const absl::Status& status = reply.status();
+    const std::string who =
+        absl::StrCat("shard ", s, " of group ", GroupName(), " at ", shard_addresses_[s]);
+    if (absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) ||
+        absl::IsResourceExhausted(status)) {
+      shard.retry_restore = options_.clock->Now() + kRestoreRetry;
+    } else if (origin_ != nullptr && (absl::IsDataLoss(status) || absl::IsNotFound(status))) {
+      LOG(ERROR) << who << " cannot load " << manifest_ << ": " << status.message();
+      unloadable_.push_back(origin_->version());
+      BeginRestore("an older checkpoint is tried");
+    } else if (absl::IsFailedPrecondition(status) && shard.generation >= generation_) {
+      BeginRestore(absl::StrCat(who, " is in generation ", shard.generation));
+    } else {
+      Fail(absl::StrCat(who, ": ", status.message()));
+    }
+    return;
+  }
+  shard.loaded = true;
+  shard.nonce = reply->process_nonce();
+  shard.generation = generation_;
+  shard.step = reply->step();
+  const int64_t expected = origin_ == nullptr ? 0 : origin_->version().step();
+  if (sync_ && reply->step() != expected) {
+    Fail(absl::StrCat("shard ", s, " of group ", GroupName(), " loaded step ", reply->step(),
+                      ", not ", expected));
+    return;
+  }
+  if (std::all_of(shards_.begin(), shards_.end(), [](const ShardState& x) { return x.loaded; })) {
+    OnRestored();
+  }
+}
+
+void GroupLeader::OnRestored() {
+  const absl::Time now = options_.clock->Now();
+  GetHistoryReply saved;
+  step_ = 0;
+  base_example_ = 0;
+  examples_ = 0;
+  checkpointed_step_ = -1;
+  async_states_.clear();
+  if (origin_ != nullptr) {
+    step_ = origin_->version().step();
+    base_example_ = origin_->next_example();
+    examples_ = origin_->examples();
+    checkpointed_step_ = step_;
+    if (!saved.ParseFromString(origin_->history())) saved.Clear();
+    for (const WorkerState& state : origin_->worker_states()) {
+      async_states_[state.rank()] = state.state();
+    }
+    last_checkpoint_.Clear();
+    *last_checkpoint_.mutable_version() = origin_->version();
+    last_checkpoint_.set_manifest(JoinPath(directory_path_, manifest_));
+    for (const CheckpointFile& file : origin_->files()) {
+      last_checkpoint_.set_bytes(last_checkpoint_.bytes() + file.bytes());
+    }
+  }
+  base_step_ = step_;
+  async_cursor_ = base_example_;
+  async_ranks_.clear();
+  if (!sync_) {
+    // A rank's own count starts where its share of the group's steps has come to.
+    for (int32_t rank = 0; rank < num_workers_; ++rank) {
+      async_ranks_[rank].next_step = step_ / num_workers_ + 1;
+    }
+  }
+  async_final_ = false;
+  async_last_step_ = step_ >= stop_steps_ ? now : absl::InfiniteFuture();
+  handed_out_ = step_;
+  newest_cut_ = step_;
+  cut_shard_steps_.clear();
+  if (!sync_) {
+    for (const ShardState& shard : shards_) cut_shard_steps_.push_back(shard.step);
+  }
+  if (!opened_before_) {
+    if (origin_ != nullptr) {
+      base_seconds_ = origin_->training_seconds();
+      membership_.SetBase(saved.totals());
+    }
+    if (taken_up_) restores_ += saved.restores() + 1;
+    last_commit_ = now;
+  }
+  // Curves, like the weights, are those of the checkpoint; time goes on.
+  history_.Reset(saved, TrainingSeconds(now));
+  opened_before_ = true;
+  ready_since_ = now;
+  last_waiting_log_ = now;
+  rate_.clear();
+  stage_ = Stage::kReady;
+  changed_ = true;
+}
+
+}  // namespace codistill

@@ -1,0 +1,78 @@
+#ifndef CODISTILL_SERVER_MEMBERSHIP_H_
+#define CODISTILL_SERVER_MEMBERSHIP_H_
+
+#include <cstdint>
+#include <deque>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "proto/control.pb.h"
+#include "proto/parameter_server.pb.h"
+
+namespace codistill {
+
+// The workers of a group with fixed membership: who holds each rank, when it was last heard of,
+// what it has counted. The newest process of a rank wins. Not thread-safe: part of the leader's
+// state.
+class Membership {
+ public:
+  Membership(std::string group, int num_workers);
+
+  int size() const { return static_cast<int>(members_.size()); }
+
+  // INVALID_ARGUMENT unless 0 <= rank < size().
+  absl::Status CheckRank(int32_t rank) const;
+
+  // A process takes a rank; returns its incarnation, which is the same when it asks again.
+  // Incarnations start from the clock, so that they grow across restarts of the leader too.
+  // FAILED_PRECONDITION: this process was replaced by a newer one already.
+  absl::StatusOr<uint64_t> Register(const RegisterRequest& request, absl::Time now);
+
+  // FAILED_PRECONDITION if a newer process has the rank, or (`known_only`) none has registered yet.
+  absl::Status Check(int32_t rank, uint64_t incarnation, bool known_only) const;
+  bool registered(int32_t rank) const { return members_[rank].incarnation != 0; }
+  uint64_t incarnation(int32_t rank) const { return members_[rank].incarnation; }
+
+  // Something came from this rank.
+  void Heard(int32_t rank, absl::Time now);
+  // The same with what a heartbeat brings. Only for the rank's present incarnation.
+  void Heartbeat(const HeartbeatRequest& request, absl::Time now);
+  absl::Time last_heard(int32_t rank) const { return members_[rank].last_heard; }
+
+  bool AllRegistered() const;
+  // All that ever registered have said that they leave.
+  bool AllLeft() const;
+  std::vector<int32_t> Unregistered() const;
+
+  // Sums over ranks and incarnations, plus `base` (what a checkpoint brought).
+  WorkerCounters Totals() const;
+  void SetBase(const WorkerCounters& base) { base_ = base; }
+
+  void FillStatus(absl::Time now, DaemonStatus* status) const;
+
+ private:
+  struct Member {
+    uint64_t incarnation = 0;  // 0 = nobody yet
+    uint64_t nonce = 0;
+    std::deque<uint64_t> replaced;  // nonces of the processes before; the newest few
+    std::string address, http_address, state;
+    absl::Time last_heard = absl::InfinitePast();
+    bool left = false;
+    WorkerCounters counters;  // of this incarnation
+    WorkerCounters earlier;   // of the ones before
+  };
+  const std::string group_;
+  std::vector<Member> members_;
+  WorkerCounters base_;
+};
+
+// Adds `more` to `sum`: sums, except for the first step (the smallest that is not 0) and the
+// largest staleness.
+void AddCounters(const WorkerCounters& more, WorkerCounters* sum);
+
+}  // namespace codistill
+
+#endif  // CODISTILL_SERVER_MEMBERSHIP_H_

@@ -1,0 +1,296 @@
+#include "server/parameter_server.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <random>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "absl/time/clock.h"
+#include "common/base/status.h"
+#include "common/config/job.h"
+#include "common/config/shard_map.h"
+#include "glog/logging.h"
+
+namespace codistill {
+namespace {
+
+constexpr int kBulkThreads = 2;
+constexpr absl::Duration kLeaderTick = absl::Milliseconds(20);
+constexpr absl::Duration kShardTick = absl::Milliseconds(100);
+constexpr absl::Duration kCheckpointWait = absl::Minutes(10);
+// How a shard that is told to drain recognises that its leader has finished with it.
+constexpr absl::Duration kLeaderSilence = absl::Seconds(2);
+constexpr absl::Duration kLongestServing = absl::Seconds(12);
+
+uint64_t Nonce() {
+  std::random_device random;
+  const uint64_t nonce = (uint64_t{random()} << 32) | random();
+  return nonce == 0 ? 1 : nonce;
+}
+
+// A kernel-chosen port in the job says nothing.
+bool Known(const std::string& address) {
+  return !address.empty() && !absl::EndsWith(address, ":0");
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<ParameterServer>> ParameterServer::Create(Options options) {
+  std::unique_ptr<ParameterServer> server(new ParameterServer(std::move(options)));
+  CODISTILL_RETURN_IF_ERROR(server->Init());
+  return server;
+}
+
+ParameterServer::ParameterServer(Options options)
+    : options_(std::move(options)), bulk_(kBulkThreads) {}
+
+absl::Status ParameterServer::Init() {
+  const JobConfig& job = options_.job;
+  const GroupConfig& group = job.groups(options_.group);
+  group_.set_run_id(RunId(job));
+  group_.set_group(group.name());
+  const int num_shards = group.num_shards();
+  if (options_.shard < 0 || options_.shard >= num_shards) {
+    return absl::InvalidArgumentError(absl::StrCat("--shard=", options_.shard, ": group ",
+                                                   group.name(), " has ", num_shards, " shards"));
+  }
+  CODISTILL_ASSIGN_OR_RETURN(const TensorList tensors,
+                             LoadTensorList(TensorListPath(job, options_.group)));
+  CODISTILL_ASSIGN_OR_RETURN(const ShardMap map, BuildShardMap(tensors, num_shards));
+  const uint64_t digest = ShardMapDigest(map);
+
+  ModelShard::Options shard;
+  shard.job = job;
+  shard.group = options_.group;
+  shard.shard = options_.shard;
+  shard.map = map;
+  shard.map_digest = digest;
+  shard.process_nonce = Nonce();
+  shard.file_system = options_.file_system;
+  if (options_.shard == 0) {
+    local_reporter_ = std::make_unique<LocalEndReporter>();
+    shard.reporter = local_reporter_.get();
+  } else {
+    grpc_reporter_ = MakeGrpcEndReporter();
+    shard.reporter = grpc_reporter_.get();
+  }
+  if (options_.metrics != nullptr) {
+    Metrics::Histogram* const latency = options_.metrics->latency(
+        "codistill_server_update_seconds", "Time one update of this shard's weights took.");
+    shard.on_commit = [latency](double seconds) { latency->Observe(seconds); };
+  }
+  CODISTILL_ASSIGN_OR_RETURN(shard_, ModelShard::Create(std::move(shard)));
+  transfer_ = std::make_unique<TransferService>(shard_.get(), group_);
+  transfer_->RegisterMethods(&bulk_);
+  shard_service_ = std::make_unique<ShardService>(shard_.get(), group_);
+
+  if (options_.shard == 0) {
+    GroupLeader::Options leader;
+    leader.job = job;
+    leader.group = options_.group;
+    leader.map = map;
+    leader.map_digest = digest;
+    leader.nonce = Nonce();
+    leader.file_system = options_.file_system;
+    links_.push_back(MakeLocalShardLink(shard_.get()));
+    for (int s = 1; s < num_shards; ++s) {
+      const std::string address = s < group.shards_size() ? group.shards(s).address() : "";
+      if (!Known(address)) {
+        return absl::InvalidArgumentError(
+            absl::StrCat("groups[", options_.group, "].shards[", s, "].address: is ",
+                         address.empty() ? "empty" : address, "; the leader of group ",
+                         group.name(), " must know it"));
+      }
+      links_.push_back(MakeGrpcShardLink(address));
+    }
+    for (const auto& link : links_) leader.links.push_back(link.get());
+    CODISTILL_ASSIGN_OR_RETURN(leader_, GroupLeader::Create(std::move(leader)));
+    local_reporter_->set_leader(leader_.get());
+    leader_service_ = std::make_unique<LeaderService>(leader_.get(), group_);
+  }
+  if (options_.metrics != nullptr) RegisterMetrics();
+  return absl::OkStatus();
+}
+
+ParameterServer::~ParameterServer() {
+  leader_ticks_.reset();
+  shard_ticks_.reset();
+  if (leader_ != nullptr) leader_->Stop();
+  links_.clear();
+  grpc_reporter_.reset();  // waits for its calls; the shard makes no more once it is drained
+  if (shard_ != nullptr) shard_->Drain();
+}
+
+std::vector<grpc::Service*> ParameterServer::services() {
+  std::vector<grpc::Service*> services = {shard_service_.get()};
+  if (leader_service_ != nullptr) services.push_back(leader_service_.get());
+  return services;
+}
+
+std::vector<CallRegistry*> ParameterServer::registries() {
+  std::vector<CallRegistry*> registries = {shard_service_->registry()};
+  if (leader_service_ != nullptr) registries.push_back(leader_service_->registry());
+  return registries;
+}
+
+void ParameterServer::Start(const std::string& address) {
+  PeriodicTask::Options shard_ticks;
+  shard_ticks.name = "shard-tick";
+  shard_ticks.interval = kShardTick;
+  shard_ticks_ = std::make_unique<PeriodicTask>(shard_ticks, [this] { shard_->Tick(); });
+  if (leader_ == nullptr) return;
+
+  const GroupConfig& group = options_.job.groups(options_.group);
+  std::vector<std::string> addresses;
+  for (int s = 0; s < group.num_shards(); ++s) {
+    const std::string of_job = s < group.shards_size() ? group.shards(s).address() : "";
+    addresses.push_back(s == 0 && !Known(of_job) ? address : of_job);
+  }
+  leader_->SetAddresses(addresses[0], addresses);
+  PeriodicTask::Options leader_ticks;
+  leader_ticks.name = "leader-tick";
+  leader_ticks.interval = kLeaderTick;
+  leader_ticks.run_immediately = true;
+  leader_ticks_ = std::make_unique<PeriodicTask>(leader_ticks, [this] { leader_->Tick(); });
+}
+
+absl::Status ParameterServer::Drain() {
+  absl::Status status;
+  if (leader_ != nullptr) {
+    // Shared: whoever is late still has it.
+    struct Result {
+      absl::Notification done;
+      absl::Status status;
+    };
+    auto result = std::make_shared<Result>();
+    leader_->Drain([result](absl::Status drained) {
+      result->status = std::move(drained);
+      result->done.Notify();
+    });
+    if (result->done.WaitForNotificationWithTimeout(absl::Seconds(30))) {
+      status = result->status;
+    } else {
+      status = absl::DeadlineExceededError("the group's work did not end in time");
+    }
+  } else {
+    // The leader is told to drain too, and wants this shard's part of its last checkpoint.
+    const absl::Time begin = absl::Now();
+    while (absl::Now() - shard_->last_leader_call() < kLeaderSilence &&
+           absl::Now() - begin < kLongestServing) {
+      absl::SleepFor(absl::Milliseconds(50));
+    }
+  }
+  shard_->Drain();
+  return status;
+}
+
+absl::StatusOr<CheckpointReply> ParameterServer::Checkpoint() {
+  struct Result {
+    absl::Notification done;
+    absl::StatusOr<CheckpointReply> reply;
+  };
+  auto result = std::make_shared<Result>();
+  leader_->Checkpoint([result](absl::StatusOr<CheckpointReply> reply) {
+    result->reply = std::move(reply);
+    result->done.Notify();
+  });
+  if (!result->done.WaitForNotificationWithTimeout(kCheckpointWait)) {
+    return absl::DeadlineExceededError("the checkpoint was not written in time");
+  }
+  return result->reply;
+}
+
+void ParameterServer::FillStatus(DaemonStatus* status) const {
+  if (leader_ != nullptr) {
+    leader_->FillStatus(status);
+    return;
+  }
+  const ModelShard::State state = shard_->state();
+  status->set_state(state.loading ? "restoring" : state.generation == 0 ? "waiting" : "serving");
+  status->set_detail(state.generation == 0
+                         ? "waiting for the leader"
+                         : absl::StrCat(shard_->store().values_bytes(), " bytes of weights, ",
+                                        shard_->counters().parked_calls, " calls wait"));
+  status->set_step(state.step);
+  status->set_generation(state.generation);
+  status->set_rate_unit("steps/s");
+}
+
+void ParameterServer::RegisterMetrics() {
+  Metrics* const metrics = options_.metrics;
+  struct Mirrored {
+    Metrics::Counter* counter;
+    std::function<double()> value;
+  };
+  auto counters = std::make_shared<std::vector<Mirrored>>();
+  const auto mirror = [&](const char* name, const char* help, std::function<double()> value) {
+    counters->push_back({metrics->counter(name, help), std::move(value)});
+  };
+  ModelShard* const shard = shard_.get();
+  mirror("codistill_server_steps_committed_total", "Updates of this shard.",
+         [shard] { return static_cast<double>(shard->counters().commits); });
+  mirror("codistill_server_push_bytes_total", "Bytes received in pushes.",
+         [this] { return static_cast<double>(transfer_->push_bytes()); });
+  mirror("codistill_server_pull_bytes_total", "Bytes sent in pulls.",
+         [this] { return static_cast<double>(transfer_->pull_bytes()); });
+  mirror("codistill_server_pushes_rejected_total", "Pushes answered REJECTED.",
+         [shard] { return static_cast<double>(shard->counters().rejected); });
+  mirror("codistill_server_checkpoints_total", "Checkpoint files written.",
+         [shard] { return static_cast<double>(shard->counters().checkpoints); });
+  mirror("codistill_server_checkpoint_bytes_total", "Bytes of checkpoint files written.",
+         [shard] { return static_cast<double>(shard->counters().checkpoint_bytes); });
+  mirror("codistill_server_restores_total", "Generations this shard has loaded.",
+         [shard] { return static_cast<double>(shard->counters().restores); });
+  mirror("codistill_server_failures_total", "Loads and checkpoints that failed, pushes refused.",
+         [shard] { return static_cast<double>(shard->counters().failures); });
+
+  struct Shown {
+    Metrics::Gauge* gauge;
+    std::function<double()> value;
+  };
+  auto gauges = std::make_shared<std::vector<Shown>>();
+  const auto show = [&](const char* name, const char* help, std::function<double()> value) {
+    gauges->push_back({metrics->gauge(name, help), std::move(value)});
+  };
+  show("codistill_server_step", "Newest step of this shard.",
+       [shard] { return static_cast<double>(shard->state().step); });
+  show("codistill_server_generation", "Generation this shard is in; 0 = nothing loaded.",
+       [shard] { return static_cast<double>(shard->state().generation); });
+  show("codistill_server_staged_bytes", "Memory of pushes that wait for their step.", [shard] {
+    return static_cast<double>(shard->counters().staged_pushes) *
+           static_cast<double>(shard->store().values_bytes());
+  });
+  show("codistill_server_parked_calls", "Pushes and pulls that wait.",
+       [shard] { return static_cast<double>(shard->counters().parked_calls); });
+  show("codistill_server_weights_bytes", "Weights and buffers of this shard.",
+       [shard] { return static_cast<double>(shard->store().values_bytes()); });
+  if (leader_ != nullptr) {
+    GroupLeader* const leader = leader_.get();
+    show("codistill_leader_group_step", "Newest step committed by the group.",
+         [leader] { return static_cast<double>(leader->State(false).version().step()); });
+    show("codistill_leader_newest_cut_step", "Step of the newest published cut.",
+         [leader] { return static_cast<double>(leader->State(false).newest_cut().step()); });
+    show("codistill_leader_phase", "GroupState.Phase by number.",
+         [leader] { return static_cast<double>(leader->State(false).phase()); });
+    show("codistill_leader_restores", "Times the group was restored.",
+         [leader] { return static_cast<double>(leader->counters().restores); });
+    mirror("codistill_leader_checkpoints_total", "Checkpoints whose manifest was written.",
+           [leader] { return static_cast<double>(leader->counters().checkpoints); });
+    mirror("codistill_leader_pushes_rejected_total", "Pushes rejected by decision.",
+           [leader] { return static_cast<double>(leader->counters().rejected); });
+  }
+  auto mu = std::make_shared<Mutex>();  // collections may come from several requests
+  metrics->OnCollect([counters, gauges, mu] {
+    MutexLock lock(mu.get());
+    for (const Mirrored& m : *counters) {
+      m.counter->Add(std::max(0.0, m.value() - m.counter->value()));
+    }
+    for (const Shown& s : *gauges) s.gauge->Set(s.value());
+  });
+}
+
+}  // namespace codistill
