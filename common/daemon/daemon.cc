@@ -265,9 +265,9 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(Options options) {
 }
 
 std::vector<std::string> InitDaemon(int argc, char** argv, const std::string& usage) {
-  internal::BlockDrainSignals();
   absl::InitializeSymbolizer(argv[0]);
   absl::InstallFailureSignalHandler({});
+  internal::CatchDrainSignals();
   absl::FlagsUsageConfig config;
   config.contains_help_flags = [](absl::string_view file) {
     return !absl::StrContains(file, "absl/");

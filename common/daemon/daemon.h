@@ -73,9 +73,8 @@ class Daemon {
   virtual void RequestDrain(const std::string& reason) = 0;
 };
 
-// Parses flags, starts glog, blocks the drain signals (before any thread starts) and ignores
-// SIGPIPE. Returns the arguments that are no flags, without the program's name. `usage` is printed
-// by --help.
+// Parses flags, starts glog, catches the drain signals and ignores SIGPIPE. Returns the arguments
+// that are no flags, without the program's name. `usage` is printed by --help.
 std::vector<std::string> InitDaemon(int argc, char** argv, const std::string& usage);
 
 // Logs an error status, prints "kind: message" to stderr and gives the process's exit code (0 for

@@ -335,6 +335,12 @@ TEST_F(DaemonTest, SigtermDrains) {
   EXPECT_TRUE(drained);
 }
 
+TEST_F(DaemonTest, SigtermDrainsWhicheverThreadGetsIt) {
+  Start(Options());
+  std::thread([] { pthread_kill(pthread_self(), SIGTERM); }).join();
+  EXPECT_TRUE(Join().ok()) << result_;
+}
+
 TEST_F(DaemonTest, ReadyFileNamesTheAddresses) {
   const std::string path = JoinPath(testing::TempDir(), "ready.json");
   absl::SetFlag(&FLAGS_ready_file, path);

@@ -1,10 +1,11 @@
 #include "common/daemon/process.h"
 
-#include <pthread.h>
+#include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <cerrno>
 #include <utility>
 
 #include "common/base/executor.h"
@@ -14,14 +15,17 @@ namespace codistill {
 namespace internal {
 namespace {
 
-std::atomic<bool> signals_blocked{false};
+// From the handler to the SignalThread: the signals' numbers, a byte each. kWake only wakes.
+constexpr char kWake = 0;
+std::atomic<int> pipe_read{-1};
+std::atomic<int> pipe_write{-1};
 
-sigset_t DrainSignals() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  return signals;
+// Calls only what a signal handler may.
+void SendToThread(int number) {
+  const int saved = errno;
+  const char byte = static_cast<char>(number);
+  // A full pipe has signals enough.
+  if (write(pipe_write.load(), &byte, 1) < 0) errno = saved;
 }
 
 [[noreturn]] void ExitNow() {
@@ -31,16 +35,24 @@ sigset_t DrainSignals() {
 
 }  // namespace
 
-void BlockDrainSignals() {
-  const sigset_t signals = DrainSignals();
-  PCHECK(pthread_sigmask(SIG_BLOCK, &signals, nullptr) == 0);
+void CatchDrainSignals() {
+  int ends[2];
+  PCHECK(pipe2(ends, O_CLOEXEC) == 0);
+  PCHECK(fcntl(ends[1], F_SETFL, O_NONBLOCK) == 0);
+  pipe_write = ends[1];
+  pipe_read = ends[0];
+  struct sigaction action = {};
+  action.sa_handler = SendToThread;
+  action.sa_flags = SA_RESTART;
+  sigemptyset(&action.sa_mask);
+  PCHECK(sigaction(SIGTERM, &action, nullptr) == 0);
+  PCHECK(sigaction(SIGINT, &action, nullptr) == 0);
   signal(SIGPIPE, SIG_IGN);
-  signals_blocked = true;
 }
 
 SignalThread::SignalThread(std::function<void(const std::string&)> on_first)
     : on_first_(std::move(on_first)) {
-  if (signals_blocked) thread_ = std::thread([this] { Run(); });
+  if (pipe_read >= 0) thread_ = std::thread([this] { Run(); });
 }
 
 SignalThread::~SignalThread() {
@@ -49,21 +61,21 @@ SignalThread::~SignalThread() {
     MutexLock lock(&mu_);
     stopping_ = true;
   }
-  pthread_kill(thread_.native_handle(), SIGTERM);
+  SendToThread(kWake);
   thread_.join();
 }
 
 void SignalThread::Run() {
   SetThreadName("signals");
-  const sigset_t signals = DrainSignals();
   bool first = true;
   while (true) {
-    int number = 0;
-    if (sigwait(&signals, &number) != 0) continue;
+    char number = kWake;
+    if (read(pipe_read, &number, 1) != 1) continue;
     {
       MutexLock lock(&mu_);
       if (stopping_) return;
     }
+    if (number == kWake) continue;  // left by another SignalThread's end
     const std::string name = number == SIGINT ? "SIGINT" : "SIGTERM";
     if (!first) {
       LOG(ERROR) << "second signal (" << name << ") while draining: exiting at once";

@@ -11,10 +11,13 @@
 namespace codistill {
 namespace internal {
 
-// Blocks SIGTERM and SIGINT in this thread and all it will start, ignores SIGPIPE.
-void BlockDrainSignals();
+// From now on SIGTERM and SIGINT wait for a SignalThread, and SIGPIPE is ignored. By handlers
+// rather than by blocking them: a library may have started threads before main(), as OpenBLAS does,
+// and the system gives a signal to any thread that does not block it. Once, after whatever else
+// installs handlers.
+void CatchDrainSignals();
 
-// While it lives, and if BlockDrainSignals was called: the first SIGTERM or SIGINT calls `on_first`
+// While it lives, and if CatchDrainSignals was called: the first SIGTERM or SIGINT calls `on_first`
 // with its name, on a thread of its own; the next one ends the process with code 1.
 class SignalThread {
  public:
