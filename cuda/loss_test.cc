@@ -78,10 +78,10 @@ bool HasVectors() { return (hwy::SupportedTargets() & (HWY_EMU128 - 1)) != 0; }
 
 // Compares with the reference; tolerances are relative, with a floor.
 void ExpectMatchesReference(const LossOptions& options, const LossInputs& inputs,
-                            double loss_floor = 2e-6, double gradient_floor = 2e-7) {
+                            double loss_floor = 2e-6, double gradient_floor = 4e-7) {
   double relative = 4e-6;
   // p (log p / q - KL): the difference of logarithms around 10.
-  if (options.teacher_loss == LossOptions::kKlStudentTeacher) gradient_floor *= 40;
+  if (options.teacher_loss == LossOptions::kKlStudentTeacher) gradient_floor *= 20;
   if (!HasVectors()) {
     relative *= 20;
     loss_floor *= 20;
@@ -114,8 +114,8 @@ void ExpectMatchesReference(const LossOptions& options, const LossInputs& inputs
 // Instruction sets are a parameter: all that this processor has and the kernels are compiled for.
 std::vector<int64_t> Targets() {
   std::vector<int64_t> targets;
-  for (int64_t target : {HWY_AVX3, HWY_AVX2, HWY_SSE4, HWY_NEON, HWY_EMU128}) {
-    if (hwy::SupportedTargets() & target) targets.push_back(target);
+  for (int64_t target : {HWY_AVX3, HWY_AVX2, HWY_SSE4, HWY_NEON, HWY_EMU128, HWY_SCALAR}) {
+    if (hwy::SupportedTargets() & HWY_TARGETS & target) targets.push_back(target);
   }
   return targets;
 }
@@ -328,7 +328,7 @@ TEST_P(LossTest, ResultsDoNotDependOnThreads) {
       options.teacher_loss = LossOptions::kSquaredErrorLogits;
     }
     for (const auto& [rows, classes] :
-         std::vector<std::pair<int64_t, int64_t>>{{101, 9001}, {300001, 1}, {50000, 10}}) {
+         std::vector<std::pair<int64_t, int64_t>>{{80, 9001}, {300001, 1}, {30000, 10}}) {
       Batch batch(rows, classes, 1, 3.0, 4);
       const Result one = Compute(options, batch.inputs, 1);
       for (int threads : {2, 3, 5}) {
@@ -415,26 +415,29 @@ TEST_P(LossTest, SaysWhenSomethingIsNotFinite) {
   float signalling;  // a NaN with a payload, as uninitialised memory may hold
   const uint32_t bits = 0x7fc12345;
   std::memcpy(&signalling, &bits, sizeof(bits));
-  for (LossOptions::LabelLoss label_loss : kLabelLosses) {
-    for (LossOptions::TeacherLoss teacher_loss : kTeacherLosses) {
-      if (label_loss == LossOptions::kSquaredError &&
-          teacher_loss != LossOptions::kSquaredErrorLogits) {
-        continue;
-      }
-      LossOptions options;
-      options.label_loss = label_loss;
-      options.teacher_loss = teacher_loss;
-      for (int64_t classes : {1, 3, 40, 9000}) {
+  for (int64_t classes : {1, 3, 40, 4500}) {
+    Batch batch(3, classes, 1, 1.0, 1);
+    for (LossOptions::LabelLoss label_loss : kLabelLosses) {
+      for (LossOptions::TeacherLoss teacher_loss : kTeacherLosses) {
+        if (label_loss == LossOptions::kSquaredError &&
+            teacher_loss != LossOptions::kSquaredErrorLogits) {
+          continue;
+        }
+        LossOptions options;
+        options.label_loss = label_loss;
+        options.teacher_loss = teacher_loss;
         for (float bad : {kNan, signalling, kInf}) {
-          for (int64_t place : {int64_t{0}, classes / 2, 4 * classes - 1}) {
+          for (int64_t place : {int64_t{0}, classes / 2, 3 * classes - 1}) {
             for (bool in_teacher : {false, true}) {
-              // One class is certain whatever its logit; a certain binary teacher is a fine one.
+              // A binary teacher that is certain is a fine one.
               if (bad == kInf && (in_teacher || label_loss != LossOptions::kSoftmaxCrossEntropy)) {
                 continue;
               }
-              Batch batch(4, classes, 1, 1.0, 1);
-              (in_teacher ? batch.teachers[0] : batch.logits)[place] = bad;
+              float* const element = &(in_teacher ? batch.teachers[0] : batch.logits)[place];
+              const float good = *element;
+              *element = bad;
               const Result result = Compute(options, batch.inputs);
+              *element = good;
               EXPECT_TRUE(result.status.ok());
               EXPECT_FALSE(result.outputs.finite)
                   << "label " << label_loss << " teacher " << teacher_loss << " classes " << classes
@@ -444,6 +447,7 @@ TEST_P(LossTest, SaysWhenSomethingIsNotFinite) {
         }
       }
     }
+    EXPECT_TRUE(Compute(LossOptions(), batch.inputs).outputs.finite);
   }
 }
 

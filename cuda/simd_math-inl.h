@@ -34,22 +34,15 @@ constexpr bool kFusedMulAdd = true;
 constexpr bool kFusedMulAdd = false;
 #endif
 
-// 2^y for y <= 127, relative error below 3e-7; y under -126 counts as -126, so nothing is denormal.
-// NaN and +inf give NaN. About half the work of hwy/contrib/math's Exp, whose range is wider.
-HWY_INLINE V32 Exp2(F32 d, V32 y) {
-  // Adding 1.5 * 2^23 leaves the nearest integer in the low bits of the sum; adding 127 as well
-  // makes those bits the exponent field of that power of two.
-  const V32 magic = hn::Set(d, 12582912.0f + 127.0f);
-  const V32 lowest = hn::Set(d, -126.0f);
-#if HWY_TARGET == HWY_EMU128 || HWY_TARGET == HWY_SCALAR
-  y = hn::IfThenElse(hn::Lt(y, lowest), lowest, y);
-#else
-  y = hn::Max(lowest, y);  // a NaN in y survives, on x86 owing to the order
-#endif
-  const V32 shifted = hn::Add(y, magic);
+// 1.5 * 2^23 + 127: added to a float, it leaves the nearest integer, plus 127, in the low bits of
+// the sum, which makes them the exponent field of that power of two.
+constexpr float kRoundToExponent = 12582912.0f + 127.0f;
+
+// 2^(n + r) from `shifted` = n + kRoundToExponent, -126 <= n <= 127, and r in [-0.5, 0.5]; relative
+// error below 3e-7. A NaN in r gives NaN.
+HWY_INLINE V32 Power(F32 d, V32 shifted, V32 r) {
   const hn::RebindToSigned<F32> di;
   const V32 power = hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di, shifted)));
-  const V32 r = hn::Sub(y, hn::Sub(shifted, magic));  // in [-0.5, 0.5]
   // Minimax of 2^r with value 1 at 0; relative error 9.2e-8.
   V32 p = hn::Set(d, 0.001326472731307149f);
   p = hn::MulAdd(p, r, hn::Set(d, 0.009671512991189957f));
@@ -58,6 +51,26 @@ HWY_INLINE V32 Exp2(F32 d, V32 y) {
   p = hn::MulAdd(p, r, hn::Set(d, 0.6931470036506653f));
   p = hn::MulAdd(p, r, hn::Set(d, 1.0f));
   return hn::Mul(p, power);
+}
+
+// max(lowest, x), but NaN where x is NaN.
+HWY_INLINE V32 ClampKeepingNan(F32 d, V32 lowest, V32 x) {
+#if HWY_TARGET == HWY_EMU128 || HWY_TARGET == HWY_SCALAR
+  static_cast<void>(d);
+  return hn::IfThenElse(hn::Lt(x, lowest), lowest, x);
+#else
+  static_cast<void>(d);
+  return hn::Max(lowest, x);  // on x86 owing to the order
+#endif
+}
+
+// 2^y for y <= 127; y under -126 counts as -126, so nothing is denormal. NaN and +inf give NaN.
+// About half the work of hwy/contrib/math's Exp, whose range is wider.
+HWY_INLINE V32 Exp2(F32 d, V32 y) {
+  const V32 magic = hn::Set(d, kRoundToExponent);
+  y = ClampKeepingNan(d, hn::Set(d, -126.0f), y);
+  const V32 shifted = hn::Add(y, magic);
+  return Power(d, shifted, hn::Sub(y, hn::Sub(shifted, magic)));
 }
 
 // A vector of which only the first `count` lanes exist in memory; the others repeat x[0].

@@ -1,13 +1,15 @@
 // Softmax cross-entropy with distillation: the vector kernel.
 //
-// A row is walked in chunks that fit the first-level cache. Walk one reads the student's and the
-// teachers' logits from memory, computes one exponential an element relative to a running reference
-// (so no extra walk looks for the maximum), keeps it in scratch that stays in the second-level
-// cache, and sums. Walk two scales and combines the kept exponentials into the gradient. While a
-// chunk is computed the next one is prefetched, which hides the memory behind the arithmetic.
+// Walk one over a row reads the logits of student and teachers from memory and computes one
+// exponential an element, relative to a running reference so that no walk has to look for the
+// maximum first. Exponentials are kept in scratch that fits the second-level cache. Walk two scales
+// and combines them into the gradient. For the usual case, one teacher at temperature 1, walk two
+// of a row runs in the same loop as walk one of the next, so that memory is read, memory is written
+// and exponentials are computed all at the same time.
 
 #include <cfloat>
 #include <cmath>
+#include <utility>
 #include <vector>
 
 #include "cuda/loss_kernels.h"
@@ -18,7 +20,7 @@
 #define HWY_TARGET_INCLUDE "cuda/softmax_loss.cc"
 #include "hwy/foreach_target.h"
 // foreach_target.h must come first.
-#include "cuda/simd_math-inl.h"
+#include "cuda/row_softmax-inl.h"
 #include "hwy/aligned_allocator.h"
 #include "hwy/cache_control.h"
 #include "hwy/contrib/math/math-inl.h"
@@ -29,284 +31,16 @@ namespace codistill {
 namespace internal {
 namespace HWY_NAMESPACE {
 
-constexpr int64_t kChunk = 4096;
-constexpr double kLog2E = 1.442695040888963407359924681;
-constexpr double kLn2 = 0.693147180559945309417232121;
-// How far, in powers of two, logits may lie above the reference before it is moved.
-constexpr double kHeadroom = 64;
+using Scratch = hwy::AlignedFreeUniquePtr<float[]>;
 
-float MaxOfChunk(const float* x, int64_t n) {
-  const F32 d;
-  const int64_t lanes = hn::Lanes(d);
-  V32 max = hn::Set(d, -FLT_MAX);
-  int64_t i = 0;
-  for (; i + lanes <= n; i += lanes) max = hn::Max(max, hn::LoadU(d, x + i));
-  if (i < n) max = hn::Max(max, LoadPartial(d, x + i, n - i));
-  return hn::GetLane(hn::MaxOfLanes(d, max));
-}
-
-// What a walk sums besides exponentials.
-enum class Moment {
-  kNone,
-  kStudent,     // e * (z - z_origin): for the cross-entropy
-  kDifference,  // e * ((x - x_origin) - (z - z_origin)): for the divergence, exactly 0 for equals
-  kLogits,      // x - x_origin: for label smoothing
+// What a row's walks share.
+struct Row {
+  const float* z = nullptr;
+  int64_t label = 0;
+  std::vector<RowSoftmax> student;  // one; at temperature 1
+  std::vector<RowSoftmax> warm;     // one, the student at temperature T, when T is not 1
+  std::vector<RowSoftmax> teachers;
 };
-
-struct ChunkSums {
-  float max;
-  double exps, moment;
-};
-
-// e[i] = 2^(k * x[i] - reference).
-template <Moment kMoment>
-struct ExpStep {
-  const F32 d{};
-  const V32 k, reference, x_origin, z_origin;
-  V32 max, exps, moment;
-
-  ExpStep(float scale, float reference_logit, float x_first, float z_first)
-      : k(hn::Set(d, scale)),
-        // Fused, the product need not be rounded by itself, so the reference can be; otherwise
-        // subtract first to keep large logits from losing their low bits.
-        reference(hn::Set(d, kFusedMulAdd ? -(scale * reference_logit) : -reference_logit)),
-        x_origin(hn::Set(d, x_first)),
-        z_origin(hn::Set(d, z_first)),
-        max(hn::Set(d, -FLT_MAX)),
-        exps(hn::Zero(d)),
-        moment(hn::Zero(d)) {}
-
-  HWY_INLINE V32 Exp(V32 x) const {
-    return Exp2(d, kFusedMulAdd ? hn::MulAdd(x, k, reference) : hn::Mul(hn::Add(x, reference), k));
-  }
-
-  HWY_INLINE void Add(V32 x, V32 z, V32 e) {
-    max = hn::Max(max, x);
-    exps = hn::Add(exps, e);
-    if (kMoment == Moment::kStudent) {
-      moment = hn::MulAdd(e, hn::Sub(z, z_origin), moment);
-    } else if (kMoment == Moment::kDifference) {
-      moment = hn::MulAdd(e, hn::Sub(hn::Sub(x, x_origin), hn::Sub(z, z_origin)), moment);
-    } else if (kMoment == Moment::kLogits) {
-      moment = hn::Add(moment, hn::Sub(x, x_origin));
-    }
-  }
-};
-
-template <Moment kMoment>
-ChunkSums ExpOfChunk(const float* HWY_RESTRICT x, const float* HWY_RESTRICT z, int64_t n,
-                     float scale, float reference_logit, float x_origin, float z_origin,
-                     float* HWY_RESTRICT e) {
-  constexpr bool kReadsStudent = kMoment == Moment::kStudent || kMoment == Moment::kDifference;
-  const F32 d;
-  const int64_t lanes = hn::Lanes(d);
-  ExpStep<kMoment> a(scale, reference_logit, x_origin, z_origin), b = a;
-  int64_t i = 0;
-  for (; i + 2 * lanes <= n; i += 2 * lanes) {
-    hwy::Prefetch(x + i + kChunk);
-    hwy::Prefetch(x + i + lanes + kChunk);
-    const V32 x0 = hn::LoadU(d, x + i), x1 = hn::LoadU(d, x + i + lanes);
-    const V32 z0 = kReadsStudent ? hn::LoadU(d, z + i) : x0;
-    const V32 z1 = kReadsStudent ? hn::LoadU(d, z + i + lanes) : x1;
-    const V32 e0 = a.Exp(x0), e1 = b.Exp(x1);
-    hn::Store(e0, d, e + i);
-    hn::Store(e1, d, e + i + lanes);
-    a.Add(x0, z0, e0);
-    b.Add(x1, z1, e1);
-  }
-  for (; i < n; i += lanes) {
-    const int64_t count = HWY_MIN(lanes, n - i);
-    const auto real = hn::FirstN(d, count);
-    const V32 x0 = LoadPartial(d, x + i, count);
-    const V32 z0 = kReadsStudent ? LoadPartial(d, z + i, count) : x0;
-    const V32 e0 = hn::IfThenElseZero(real, a.Exp(x0));
-    hn::Store(e0, d, e + i);  // the scratch has room
-    V32 before = a.moment;
-    a.Add(x0, z0, e0);
-    if (kMoment == Moment::kLogits) a.moment = hn::IfThenElse(real, a.moment, before);
-  }
-  ChunkSums sums;
-  sums.max = hn::GetLane(hn::MaxOfLanes(d, hn::Max(a.max, b.max)));
-  sums.exps = Sum(d, a.exps) + Sum(d, b.exps);
-  sums.moment = Sum(d, a.moment) + Sum(d, b.moment);
-  return sums;
-}
-
-// Softmax of one row's logits at one temperature: exponentials relative to a reference that may
-// rise from chunk to chunk, and their sums.
-class RowSoftmax {
- public:
-  RowSoftmax(float temperature, int64_t classes)
-      : k_(static_cast<float>(kLog2E / temperature)),
-        exps_(hwy::AllocateAligned<float>(classes + kMaxLanes)),
-        references_((classes + kChunk - 1) / kChunk) {}
-
-  void Start(const float* x, int64_t n) {
-    x_ = x;
-    const float max = MaxOfChunk(x, HWY_MIN(n, kChunk));
-    // Of logits that are not finite the sums are not either, whatever the reference.
-    reference_ = std::isfinite(max) ? max : 0;
-    origin_ = reference_;
-    max_ = -FLT_MAX;
-    sum_ = moment_ = 0;
-  }
-
-  // Takes in n elements from `begin`, a multiple of kChunk.
-  template <Moment kMoment>
-  void Extend(int64_t begin, int64_t n, const float* z, float z_origin) {
-    ChunkSums sums = ExpOfChunk<kMoment>(x_ + begin, z + begin, n, k_, reference_, origin_,
-                                         z_origin, exps_.get() + begin);
-    if (std::isfinite(sums.max) &&
-        sums.max * static_cast<double>(k_) - LogReference() > kHeadroom) {
-      const double before = LogReference();
-      reference_ = sums.max;
-      const double shrink = std::exp2(before - LogReference());
-      sum_ *= shrink;
-      if (kMoment != Moment::kLogits) moment_ *= shrink;
-      sums = ExpOfChunk<kMoment>(x_ + begin, z + begin, n, k_, reference_, origin_, z_origin,
-                                 exps_.get() + begin);
-    }
-    references_[begin / kChunk] = LogReference();
-    max_ = HWY_MAX(max_, sums.max);
-    sum_ += sums.exps;
-    moment_ += sums.moment;
-  }
-
-  // log sum exp(x / T) - origin / T.
-  double LogSumExp() const {
-    return (std::log2(sum_) + LogReference() - static_cast<double>(origin_) * k_) * kLn2;
-  }
-  double moment() const { return moment_; }
-  double sum() const { return sum_; }
-  float max() const { return max_; }
-  float origin() const { return origin_; }
-  const float* x() const { return x_; }
-  const float* exps() const { return exps_.get(); }
-  float* mutable_exps() { return exps_.get(); }
-
-  // The factor that makes the exponentials of the chunk at `begin` probabilities.
-  double Normaliser(int64_t begin) const {
-    const double reference = references_[begin / kChunk];
-    return (reference == LogReference() ? 1.0 : std::exp2(reference - LogReference())) / sum_;
-  }
-
- private:
-  // What the exponentials are relative to, as a power of two; exactly what ExpStep subtracts.
-  double LogReference() const {
-    return kFusedMulAdd ? static_cast<double>(k_ * reference_)
-                        : static_cast<double>(k_) * reference_;
-  }
-
-  const float k_;  // log2(e) / T
-  hwy::AlignedFreeUniquePtr<float[]> exps_;
-  std::vector<double> references_;  // LogReference() of every chunk's exponentials
-  const float* x_ = nullptr;
-  float reference_ = 0, origin_ = 0, max_ = 0;
-  double sum_ = 0, moment_ = 0;
-};
-
-// A term of the gradient: scale * values[i].
-struct Term {
-  float* values;
-  float scale;
-};
-
-// out[i] = sum of terms - uniform, with `at_label` taken off element `label` (ignored when outside
-// [0, n)). Writes to values of terms after the second.
-class Combiner {
- public:
-  Combiner(const Term* terms, int count, float uniform, int64_t label, float at_label)
-      : a_(terms[0].values),
-        b_(count > 1 ? terms[1].values : nullptr),
-        scale_a_(hn::Set(d_, terms[0].scale)),
-        scale_b_(hn::Set(d_, count > 1 ? terms[1].scale : 0)),
-        uniform_(hn::Set(d_, uniform)),
-        label_(label),
-        at_label_(at_label) {}
-
-  void Write(float* out, int64_t n, bool bypass_cache) const {
-    const int64_t lanes = hn::Lanes(d_);
-    int64_t i = 0;
-    const int64_t off = reinterpret_cast<uintptr_t>(out) / sizeof(float) % lanes;
-    if (off != 0) {  // up to the first aligned vector
-      i = HWY_MIN(n, lanes - off);
-      Partial(out, 0, i);
-    }
-    const int64_t last = i + (n - i) / lanes * lanes;
-    const int64_t special = label_ >= i && label_ < last ? i + (label_ - i) / lanes * lanes : last;
-    if (bypass_cache) {
-      Whole<true>(out, i, special);
-      if (special < last) hn::Stream(WithoutLabel(At(special), special), d_, out + special);
-      Whole<true>(out, special + lanes, last);
-    } else {
-      Whole<false>(out, i, special);
-      if (special < last) hn::Store(WithoutLabel(At(special), special), d_, out + special);
-      Whole<false>(out, special + lanes, last);
-    }
-    if (last < n) Partial(out, last, n - last);
-  }
-
- private:
-  HWY_INLINE V32 At(int64_t i) const {
-    const V32 a = hn::MulSub(hn::LoadU(d_, a_ + i), scale_a_, uniform_);
-    return b_ == nullptr ? a : hn::MulAdd(hn::LoadU(d_, b_ + i), scale_b_, a);
-  }
-
-  V32 WithoutLabel(V32 v, int64_t i) const {
-    HWY_ALIGN float lanes[kMaxLanes] = {};
-    lanes[label_ - i] = at_label_;
-    return hn::Sub(v, hn::Load(d_, lanes));
-  }
-
-  template <bool kBypassCache>
-  void Whole(float* HWY_RESTRICT out, int64_t begin, int64_t end) const {
-    const int64_t lanes = hn::Lanes(d_);
-    if (b_ == nullptr) {
-      for (int64_t i = begin; i < end; i += lanes) {
-        Put<kBypassCache>(hn::MulSub(hn::LoadU(d_, a_ + i), scale_a_, uniform_), out + i);
-      }
-    } else {
-      for (int64_t i = begin; i < end; i += lanes) {
-        const V32 a = hn::MulSub(hn::LoadU(d_, a_ + i), scale_a_, uniform_);
-        Put<kBypassCache>(hn::MulAdd(hn::LoadU(d_, b_ + i), scale_b_, a), out + i);
-      }
-    }
-  }
-
-  template <bool kBypassCache>
-  HWY_INLINE void Put(V32 v, float* out) const {
-    if (kBypassCache) {
-      hn::Stream(v, d_, out);
-    } else {
-      hn::Store(v, d_, out);
-    }
-  }
-
-  // Fewer elements than a vector has. The scratch may be read past them.
-  void Partial(float* out, int64_t i, int64_t count) const {
-    V32 v = At(i);
-    if (label_ >= i && label_ < i + count) v = WithoutLabel(v, i);
-    StorePartial(d_, v, out + i, count);
-  }
-
-  const F32 d_{};
-  const float* const a_;
-  const float* const b_;
-  const V32 scale_a_, scale_b_, uniform_;
-  const int64_t label_;
-  const float at_label_;
-};
-
-// target = target * scale + source * source_scale.
-void Accumulate(float* HWY_RESTRICT target, float scale, const float* HWY_RESTRICT source,
-                float source_scale, int64_t n) {
-  const F32 d;
-  const V32 s = hn::Set(d, scale), t = hn::Set(d, source_scale);
-  for (int64_t i = 0; i < n; i += hn::Lanes(d)) {
-    const V32 sum = hn::MulAdd(hn::LoadU(d, source + i), t, hn::Mul(hn::LoadU(d, target + i), s));
-    hn::StoreU(sum, d, target + i);
-  }
-}
 
 class SoftmaxKernel {
  public:
@@ -314,78 +48,88 @@ class SoftmaxKernel {
       : work_(work),
         options_(*work.options),
         n_(work.inputs->classes),
-        inverse_t_(1.0 / options_.temperature),
-        student_(1, n_) {
-    if (!work.teach) return;
+        inverse_t_(1.0 / options_.temperature) {
     const size_t count = work.inputs->teachers.size();
-    const bool squared = options_.teacher_loss == LossOptions::kSquaredErrorLogits;
-    average_ = count > 1 && (squared || options_.teacher_average == LossOptions::kLogits);
-    if (average_) mean_ = Scratch();
-    if (!squared) {
-      if (options_.temperature != 1) warm_student_.emplace_back(options_.temperature, n_);
-      const size_t softmaxes = average_ ? 1 : count;
-      for (size_t k = 0; k < softmaxes; ++k) teachers_.emplace_back(options_.temperature, n_);
+    squared_ = work.teach && options_.teacher_loss == LossOptions::kSquaredErrorLogits;
+    matches_probabilities_ =
+        work.teach && (options_.teacher_loss == LossOptions::kSoftCrossEntropy ||
+                       options_.teacher_loss == LossOptions::kKlTeacherStudent);
+    average_ =
+        work.teach && count > 1 && (squared_ || options_.teacher_average == LossOptions::kLogits);
+    if (average_) mean_ = NewScratch();
+    if (work.teach && !matches_probabilities_) extra_ = NewScratch();
+    const size_t softmaxes = !work.teach || squared_ ? 0 : average_ ? 1 : count;
+    interleaved_ = (matches_probabilities_ || !work.teach) && softmaxes <= 1 &&
+                   (!work.teach || options_.temperature == 1);
+    for (Row& row : rows_) {
+      row.student.emplace_back(1.0f, n_);
+      if (softmaxes > 0 && options_.temperature != 1)
+        row.warm.emplace_back(options_.temperature, n_);
+      for (size_t k = 0; k < softmaxes; ++k) row.teachers.emplace_back(options_.temperature, n_);
+      if (!interleaved_) break;  // the gradient of a row is then written before the next begins
     }
-    if (squared || options_.teacher_loss == LossOptions::kKlStudentTeacher) extra_ = Scratch();
   }
 
-  void Row(int64_t row) {
-    const LossInputs& inputs = *work_.inputs;
-    const float* z = inputs.logits + row * n_;
-    const int64_t label = inputs.labels[row];
-    const double smoothing = options_.label_smoothing;
-    WalkOne(row, z);
-
-    // phi, relative to the student's origin.
-    const double origin = student_.origin();
-    const double at_label = z[label] - origin;
-    double phi = student_.LogSumExp() - at_label;
-    if (smoothing > 0) phi += smoothing * (at_label - student_.moment() / static_cast<double>(n_));
-    work_.label_loss[row] = phi;
-    work_.correct[row] = z[label] == student_.max() && IsFirst(z, label);
-    work_.teacher_loss[row] = work_.teach ? Psi(row, z) : 0;
-    if (work_.gradient != nullptr) WalkTwo(label, work_.gradient + row * n_);
+  void Run(int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      Row& row = rows_[interleaved_ ? r % 2 : 0];
+      WalkOne(r, &row);  // writes what is left of the row before
+      gradient_.Finish();
+      Report(r, &row);
+      if (work_.gradient != nullptr) StartWalkTwo(r, &row);
+      if (!interleaved_) gradient_.Finish();
+    }
+    gradient_.Finish();
+    if (work_.bypass_cache) hwy::FlushStream();
   }
 
  private:
-  hwy::AlignedFreeUniquePtr<float[]> Scratch() const {
-    auto scratch = hwy::AllocateAligned<float>(n_ + kMaxLanes);
+  Scratch NewScratch() const {
+    Scratch scratch = hwy::AllocateAligned<float>(n_ + kMaxLanes);
     // What lies past the row is read with it, though never used.
-    for (size_t i = 0; i < kMaxLanes; ++i) scratch[n_ + i] = 0;
+    for (int64_t i = 0; i < kMaxLanes; ++i) scratch[n_ + i] = 0;
     return scratch;
   }
 
   // The student that the teachers' term is about: the one at temperature T.
-  RowSoftmax& warm() { return warm_student_.empty() ? student_ : warm_student_[0]; }
+  static RowSoftmax& Warm(Row* row) { return row->warm.empty() ? row->student[0] : row->warm[0]; }
 
-  void WalkOne(int64_t row, const float* z) {
+  void WalkOne(int64_t r, Row* row) {
     const absl::Span<const float* const> teachers = work_.inputs->teachers;
-    student_.Start(z, n_);
-    for (RowSoftmax& warm : warm_student_) warm.Start(z, n_);
-    if (average_) AverageTeachers(row);
-    for (size_t k = 0; k < teachers_.size(); ++k) {
-      teachers_[k].Start(average_ ? mean_.get() : teachers[k] + row * n_, n_);
+    const float* z = row->z = work_.inputs->logits + r * n_;
+    row->label = work_.inputs->labels[r];
+    RowSoftmax& student = row->student[0];
+    student.Start(z, n_);
+    for (RowSoftmax& warm : row->warm) warm.Start(z, n_);
+    if (average_) AverageTeachers(r);
+    for (size_t k = 0; k < row->teachers.size(); ++k) {
+      row->teachers[k].Start(average_ ? mean_.get() : teachers[k] + r * n_, n_);
     }
-    const bool divergence = options_.teacher_loss == LossOptions::kKlTeacherStudent;
+    // Only for one teacher does the divergence come out of the walk itself.
+    const Moment moment =
+        options_.teacher_loss == LossOptions::kKlTeacherStudent && row->teachers.size() == 1
+            ? Moment::kDifference
+            : Moment::kStudent;
+    RowSoftmax* teacher = row->teachers.empty() ? nullptr : &row->teachers[0];
+    const Moment student_moment = options_.label_smoothing > 0 ? Moment::kLogits : Moment::kNone;
     for (int64_t begin = 0; begin < n_; begin += kChunk) {
       const int64_t count = HWY_MIN(kChunk, n_ - begin);
-      if (options_.label_smoothing > 0) {
-        student_.Extend<Moment::kLogits>(begin, count, z, 0);
-      } else {
-        student_.Extend<Moment::kNone>(begin, count, z, 0);
+      if (interleaved_ && student.fast() && (teacher == nullptr || teacher->fast())) {
+        ExtendTogether(begin, count, student_moment, moment, &student, teacher, &gradient_);
+        continue;
       }
-      for (RowSoftmax& warm : warm_student_) warm.Extend<Moment::kNone>(begin, count, z, 0);
-      for (RowSoftmax& teacher : teachers_) {
-        if (divergence && teachers_.size() == 1) {
-          teacher.Extend<Moment::kDifference>(begin, count, z, student_.origin());
-        } else {
-          teacher.Extend<Moment::kStudent>(begin, count, z, student_.origin());
-        }
+      student.Extend(student_moment, begin, count, z, 0);
+      for (RowSoftmax& warm : row->warm) warm.Extend(Moment::kNone, begin, count, z, 0);
+      for (RowSoftmax& teacher : row->teachers) {
+        teacher.Extend(moment, begin, count, z, student.origin());
       }
     }
+    student.Finish(n_);
+    for (RowSoftmax& warm : row->warm) warm.Finish(n_);
+    for (RowSoftmax& teacher : row->teachers) teacher.Finish(n_);
   }
 
-  void AverageTeachers(int64_t row) {
+  void AverageTeachers(int64_t r) {
     const F32 d;
     const int64_t lanes = hn::Lanes(d);
     const absl::Span<const float* const> teachers = work_.inputs->teachers;
@@ -393,12 +137,22 @@ class SoftmaxKernel {
     for (int64_t i = 0; i < n_; i += lanes) {
       const int64_t count = HWY_MIN(lanes, n_ - i);
       V32 sum = hn::Zero(d);
-      for (const float* teacher : teachers) {
-        const float* t = teacher + row * n_ + i;
-        sum = hn::Add(sum, count == lanes ? hn::LoadU(d, t) : LoadPartial(d, t, count));
-      }
+      for (const float* teacher : teachers) sum = hn::Add(sum, Load(teacher + r * n_ + i, count));
       hn::Store(hn::Mul(sum, share), d, mean_.get() + i);
     }
+  }
+
+  // Loss and correctness, all relative to the student's origin.
+  void Report(int64_t r, Row* row) {
+    const RowSoftmax& student = row->student[0];
+    const double smoothing = options_.label_smoothing;
+    const float label_logit = row->z[row->label];
+    const double at_label = static_cast<double>(label_logit) - student.origin();
+    double phi = student.LogSumExp() - at_label;
+    if (smoothing > 0) phi += smoothing * (at_label - student.moment() / static_cast<double>(n_));
+    work_.label_loss[r] = phi;
+    work_.correct[r] = label_logit == student.max() && IsFirst(row->z, row->label);
+    work_.teacher_loss[r] = work_.teach ? Psi(r, row) : 0;
   }
 
   // Whether no class before `label` has a logit as large.
@@ -416,54 +170,51 @@ class SoftmaxKernel {
     return true;
   }
 
-  double Psi(int64_t row, const float* z) {
+  double Psi(int64_t r, Row* row) {
     const double t2 = static_cast<double>(options_.temperature) * options_.temperature;
     switch (options_.teacher_loss) {
       case LossOptions::kSoftCrossEntropy:
-        return t2 * CrossEntropy();
+        return t2 * CrossEntropy(row);
       case LossOptions::kKlTeacherStudent: {
-        if (teachers_.size() > 1) return t2 * (CrossEntropy() + NegativeEntropyOfAverage());
+        if (row->teachers.size() > 1) return t2 * (CrossEntropy(row) + NegativeEntropy(*row));
         // sum q log q - sum q log p, with everything relative to the origins.
-        const RowSoftmax& q = teachers_[0];
-        const double kl = q.moment() / q.sum() * inverse_t_ - q.LogSumExp() + WarmLogSumExp();
-        return t2 * kl;
+        const RowSoftmax& q = row->teachers[0];
+        return t2 * (q.moment() / q.sum() * inverse_t_ - q.LogSumExp() + WarmLogSumExp(row));
       }
       case LossOptions::kKlStudentTeacher:
-        return t2 * ReverseDivergence(z);
+        return t2 * ReverseDivergence(row);
       case LossOptions::kSquaredErrorLogits:
-        return SquaredError(z, average_ ? mean_.get() : work_.inputs->teachers[0] + row * n_);
+        return SquaredError(row->z, average_ ? mean_.get() : work_.inputs->teachers[0] + r * n_);
     }
     return 0;
   }
 
   // log sum exp(z / T) - (student's origin) / T.
-  double WarmLogSumExp() {
-    return warm().LogSumExp() +
-           (static_cast<double>(warm().origin()) - student_.origin()) * inverse_t_;
+  double WarmLogSumExp(Row* row) const {
+    const RowSoftmax& warm = Warm(row);
+    return warm.LogSumExp() +
+           (static_cast<double>(warm.origin()) - row->student[0].origin()) * inverse_t_;
   }
 
-  double CrossEntropy() {
+  double CrossEntropy(Row* row) const {
     double mean_logit = 0;  // of the student under the teachers' average, less the origin
-    for (const RowSoftmax& teacher : teachers_) mean_logit += teacher.moment() / teacher.sum();
-    return WarmLogSumExp() - mean_logit / static_cast<double>(teachers_.size()) * inverse_t_;
+    for (const RowSoftmax& teacher : row->teachers) mean_logit += teacher.moment() / teacher.sum();
+    return WarmLogSumExp(row) - mean_logit / static_cast<double>(row->teachers.size()) * inverse_t_;
   }
 
   // Sum of q log q for the average of several teachers' probabilities.
-  double NegativeEntropyOfAverage() {
+  double NegativeEntropy(const Row& row) const {
     const F32 d;
     const int64_t lanes = hn::Lanes(d);
-    std::vector<float> scales(teachers_.size());
     double total = 0;
     for (int64_t begin = 0; begin < n_; begin += kChunk) {
       const int64_t end = HWY_MIN(begin + kChunk, n_);
-      for (size_t k = 0; k < scales.size(); ++k) {
-        scales[k] = static_cast<float>(teachers_[k].Normaliser(begin) / teachers_.size());
-      }
       V32 sum = hn::Zero(d);
       for (int64_t i = begin; i < end; i += lanes) {
         V32 q = hn::Zero(d);
-        for (size_t k = 0; k < scales.size(); ++k) {
-          q = hn::MulAdd(hn::Load(d, teachers_[k].exps() + i), hn::Set(d, scales[k]), q);
+        for (const RowSoftmax& teacher : row.teachers) {
+          const double share = 1 / (teacher.sum() * static_cast<double>(row.teachers.size()));
+          q = hn::MulAdd(hn::Load(d, teacher.exps() + i), hn::Set(d, static_cast<float>(share)), q);
         }
         // q log q tends to 0 with q, so the logarithm may stop at the smallest normal number.
         const V32 log_q = hn::Log(d, hn::Max(hn::Set(d, FLT_MIN), q));
@@ -475,68 +226,53 @@ class SoftmaxKernel {
   }
 
   // KL(p || q); leaves p (log(p / q) - KL) in extra_.
-  double ReverseDivergence(const float* z) {
-    // log p = (z - p_origin) / T - p_log, and so for every teacher.
-    const double p_log = warm().LogSumExp();
-    std::vector<double> q_logs;
-    for (const RowSoftmax& teacher : teachers_) q_logs.push_back(teacher.LogSumExp());
-    const int64_t lanes = hn::Lanes(F32());
+  double ReverseDivergence(Row* row) {
+    const F32 d;
+    const int64_t lanes = hn::Lanes(d);
+    const RowSoftmax& student = Warm(row);
+    const V32 normaliser = hn::Set(d, static_cast<float>(1 / student.sum()));
     double total = 0;
     for (int64_t begin = 0; begin < n_; begin += kChunk) {
       const int64_t end = HWY_MIN(begin + kChunk, n_);
-      const F32 d;
-      const V32 normaliser = hn::Set(d, static_cast<float>(warm().Normaliser(begin)));
       V32 sum = hn::Zero(d);
       for (int64_t i = begin; i < end; i += lanes) {
         const int64_t count = HWY_MIN(lanes, end - i);
-        const V32 p = hn::Mul(hn::Load(d, warm().exps() + i), normaliser);
-        const V32 log_p = LogProbability(z + i, count, warm().origin(), p_log);
-        const V32 log_q = LogAverage(i, count, q_logs);
-        const V32 ratio = hn::Sub(log_p, log_q);
+        const V32 p = hn::Mul(hn::Load(d, student.exps() + i), normaliser);
+        const V32 ratio = hn::Sub(LogProbability(student, i, count), LogAverage(*row, i, count));
         hn::Store(ratio, d, extra_.get() + i);
         sum = hn::Add(sum, hn::IfThenElseZero(hn::FirstN(d, count), hn::Mul(p, ratio)));
       }
       total += Sum(d, sum);
     }
-    for (int64_t begin = 0; begin < n_; begin += kChunk) {
-      const int64_t end = HWY_MIN(begin + kChunk, n_);
-      const F32 d;
-      const V32 normaliser = hn::Set(d, static_cast<float>(warm().Normaliser(begin)));
-      const V32 kl = hn::Set(d, static_cast<float>(total));
-      for (int64_t i = begin; i < end; i += lanes) {
-        const V32 p = hn::Mul(hn::Load(d, warm().exps() + i), normaliser);
-        const V32 ratio = hn::Load(d, extra_.get() + i);
-        hn::Store(hn::Mul(p, hn::Sub(ratio, kl)), d, extra_.get() + i);
-      }
+    const V32 kl = hn::Set(d, static_cast<float>(total));
+    for (int64_t i = 0; i < n_; i += lanes) {
+      const V32 p = hn::Mul(hn::Load(d, student.exps() + i), normaliser);
+      hn::Store(hn::Mul(p, hn::Sub(hn::Load(d, extra_.get() + i), kl)), d, extra_.get() + i);
     }
     return total;
   }
 
-  V32 LogProbability(const float* x, int64_t count, float origin, double log_sum) const {
+  V32 LogProbability(const RowSoftmax& softmax, int64_t i, int64_t count) const {
     const F32 d;
-    const V32 v =
-        count == static_cast<int64_t>(hn::Lanes(d)) ? hn::LoadU(d, x) : LoadPartial(d, x, count);
-    return hn::MulSub(hn::Sub(v, hn::Set(d, origin)), hn::Set(d, static_cast<float>(inverse_t_)),
-                      hn::Set(d, static_cast<float>(log_sum)));
+    return hn::MulSub(hn::Sub(Load(softmax.x() + i, count), hn::Set(d, softmax.origin())),
+                      hn::Set(d, static_cast<float>(inverse_t_)),
+                      hn::Set(d, static_cast<float>(softmax.LogSumExp())));
   }
 
   // log of the mean of the teachers' probabilities; from logarithms, so that it is right where the
   // probabilities themselves vanish.
-  V32 LogAverage(int64_t i, int64_t count, const std::vector<double>& q_logs) const {
+  V32 LogAverage(const Row& row, int64_t i, int64_t count) const {
     const F32 d;
-    V32 max = LogProbability(teachers_[0].x() + i, count, teachers_[0].origin(), q_logs[0]);
-    if (teachers_.size() == 1) return max;
-    for (size_t k = 1; k < teachers_.size(); ++k) {
-      max = hn::Max(max,
-                    LogProbability(teachers_[k].x() + i, count, teachers_[k].origin(), q_logs[k]));
+    V32 max = LogProbability(row.teachers[0], i, count);
+    if (row.teachers.size() == 1) return max;
+    for (const RowSoftmax& teacher : row.teachers) {
+      max = hn::Max(max, LogProbability(teacher, i, count));
     }
     V32 sum = hn::Zero(d);
-    for (size_t k = 0; k < teachers_.size(); ++k) {
-      const V32 log_q =
-          LogProbability(teachers_[k].x() + i, count, teachers_[k].origin(), q_logs[k]);
-      sum = hn::Add(sum, hn::Exp(d, hn::Sub(log_q, max)));
+    for (const RowSoftmax& teacher : row.teachers) {
+      sum = hn::Add(sum, hn::Exp(d, hn::Sub(LogProbability(teacher, i, count), max)));
     }
-    const V32 share = hn::Set(d, 1.0f / static_cast<float>(teachers_.size()));
+    const V32 share = hn::Set(d, 1.0f / static_cast<float>(row.teachers.size()));
     return hn::Add(max, hn::Log(d, hn::Mul(sum, share)));
   }
 
@@ -550,11 +286,8 @@ class SoftmaxKernel {
       V32 sum = hn::Zero(d);
       for (int64_t i = begin; i < end; i += lanes) {
         const int64_t count = HWY_MIN(lanes, end - i);
-        const V32 difference =
-            count == lanes
-                ? hn::Sub(hn::LoadU(d, z + i), hn::LoadU(d, t + i))
-                : hn::IfThenElseZero(hn::FirstN(d, count), hn::Sub(LoadPartial(d, z + i, count),
-                                                                   LoadPartial(d, t + i, count)));
+        const V32 difference = hn::IfThenElseZero(hn::FirstN(d, count),
+                                                  hn::Sub(Load(z + i, count), Load(t + i, count)));
         hn::Store(difference, d, extra_.get() + i);
         sum = hn::MulAdd(difference, difference, sum);
       }
@@ -563,66 +296,75 @@ class SoftmaxKernel {
     return total / 2 / static_cast<double>(n_);
   }
 
-  void WalkTwo(int64_t label, float* gradient) {
-    const double scale = work_.row_scale;
+  static V32 Load(const float* x, int64_t count) {
+    const F32 d;
+    return count == static_cast<int64_t>(hn::Lanes(d)) ? hn::LoadU(d, x) : LoadPartial(d, x, count);
+  }
+
+  void StartWalkTwo(int64_t r, Row* row) {
     const double smoothing = options_.label_smoothing;
-    const double weight = work_.teach ? work_.inputs->teacher_weight * scale : 0;
+    const double classes = static_cast<double>(n_);
+    const double weight = work_.teach ? work_.inputs->teacher_weight : 0;
     const double weight_t = weight * options_.temperature;
-    const bool matches_probabilities =
-        work_.teach && (options_.teacher_loss == LossOptions::kSoftCrossEntropy ||
-                        options_.teacher_loss == LossOptions::kKlTeacherStudent);
-    const float uniform = static_cast<float>(scale * smoothing / static_cast<double>(n_));
-    const float at_label = static_cast<float>(scale * (1 - smoothing));
-    for (int64_t begin = 0; begin < n_; begin += kChunk) {
-      const int64_t count = HWY_MIN(kChunk, n_ - begin);
-      terms_.clear();
-      double student_scale = scale;
-      if (matches_probabilities && warm_student_.empty()) student_scale += weight_t;
-      AddTerm(student_.mutable_exps() + begin, student_scale * student_.Normaliser(begin));
-      if (matches_probabilities) {
-        for (RowSoftmax& warm : warm_student_) {
-          AddTerm(warm.mutable_exps() + begin, weight_t * warm.Normaliser(begin));
-        }
-        for (RowSoftmax& teacher : teachers_) {
-          AddTerm(teacher.mutable_exps() + begin,
-                  -weight_t / static_cast<double>(teachers_.size()) * teacher.Normaliser(begin));
-        }
-      } else if (work_.teach) {
-        AddTerm(extra_.get() + begin, options_.teacher_loss == LossOptions::kSquaredErrorLogits
-                                          ? weight / static_cast<double>(n_)
-                                          : weight_t);
+    RowSoftmax& student = row->student[0];
+    terms_.clear();
+    const double share = 1 + (matches_probabilities_ && row->warm.empty() ? weight_t : 0);
+    // Instead of treating the label's element apart, the exponential behind it is moved.
+    student.exps()[row->label] -= static_cast<float>((1 - smoothing) * student.sum() / share);
+    AddTerm(student.exps(), share / student.sum());
+    if (matches_probabilities_) {
+      for (RowSoftmax& warm : row->warm) AddTerm(warm.exps(), weight_t / warm.sum());
+      const double teachers = static_cast<double>(row->teachers.size());
+      for (RowSoftmax& teacher : row->teachers) {
+        AddTerm(teacher.exps(), -weight_t / (teachers * teacher.sum()));
       }
-      // All terms beyond the first are gathered in the second.
-      for (size_t i = 2; i < terms_.size(); ++i) {
-        Accumulate(terms_[1].values, terms_[1].scale, terms_[i].values, terms_[i].scale, count);
-        terms_[1].scale = 1;
-      }
-      Combiner(terms_.data(), static_cast<int>(terms_.size()), uniform, label - begin, at_label)
-          .Write(gradient + begin, count, work_.bypass_cache);
+    } else if (work_.teach) {
+      AddTerm(extra_.get(), squared_ ? weight / classes : weight_t);
     }
+    // All terms beyond the first are gathered in the second.
+    for (size_t i = 2; i < terms_.size(); ++i) {
+      Accumulate(terms_[1].values, terms_[1].scale, terms_[i].values, terms_[i].scale);
+      terms_[1].scale = 1;
+    }
+    const Term none = {nullptr, 0};
+    gradient_.Start(terms_[0], terms_.size() > 1 ? terms_[1] : none,
+                    static_cast<float>(work_.row_scale * smoothing / classes),
+                    static_cast<float>(work_.row_scale), work_.gradient + r * n_, n_,
+                    work_.bypass_cache);
   }
 
   void AddTerm(float* values, double scale) {
     terms_.push_back({values, static_cast<float>(scale)});
   }
 
+  // target = target * scale + source * source_scale.
+  void Accumulate(float* HWY_RESTRICT target, float scale, const float* HWY_RESTRICT source,
+                  float source_scale) const {
+    const F32 d;
+    const V32 s = hn::Set(d, scale), t = hn::Set(d, source_scale);
+    for (int64_t i = 0; i < n_; i += hn::Lanes(d)) {
+      const V32 sum = hn::MulAdd(hn::Load(d, source + i), t, hn::Mul(hn::Load(d, target + i), s));
+      hn::Store(sum, d, target + i);
+    }
+  }
+
   const LossWork& work_;
   const LossOptions& options_;
   const int64_t n_;
   const double inverse_t_;
-  bool average_ = false;  // teachers' logits are averaged into mean_ first
-  RowSoftmax student_;
-  std::vector<RowSoftmax> warm_student_;  // one when T is not 1
-  std::vector<RowSoftmax> teachers_;
-  hwy::AlignedFreeUniquePtr<float[]> mean_, extra_;
+  bool squared_ = false;                // psi is the squared error of logits
+  bool matches_probabilities_ = false;  // psi's gradient is the difference of probabilities
+  bool average_ = false;                // teachers' logits are averaged into mean_ first
+  bool interleaved_ = false;            // walk two runs along with walk one of the next row
+  Row rows_[2];
+  Scratch mean_, extra_;
   std::vector<Term> terms_;
+  GradientWriter gradient_;
 };
 
 void SoftmaxLoss(const LossWork& work, int64_t begin, int64_t end) {
   const FlushDenormals flush;
-  SoftmaxKernel kernel(work);
-  for (int64_t row = begin; row < end; ++row) kernel.Row(row);
-  if (work.bypass_cache) hwy::FlushStream();
+  SoftmaxKernel(work).Run(begin, end);
 }
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
