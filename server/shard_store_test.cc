@@ -1,0 +1,358 @@
+#include "server/shard_store.h"
+
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "common/base/fault_injecting_file_system.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "server/pull_source.h"
+#include "server/test_model.h"
+
+namespace codistill {
+namespace {
+
+using ::testing::HasSubstr;
+
+// Every element of every pushed parameter is `gradient`; mean is `mean`, count is `count`.
+struct Values {
+  float gradient = 0, mean = 0;
+  int64_t count = 0;
+};
+
+// A non-owning pointer for sources that live shorter than the test's store.
+std::shared_ptr<const ShardStore> Borrow(const std::unique_ptr<ShardStore>& store) {
+  return std::shared_ptr<const ShardStore>(std::shared_ptr<void>(), store.get());
+}
+
+class ShardStoreTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    directory_ =
+        JoinPath(testing::TempDir(), testing::UnitTest::GetInstance()->current_test_info()->name());
+    ASSERT_TRUE(RemoveAll(directory_).ok());
+    ASSERT_TRUE(WriteTestModel(directory_));
+    map_ = BuildShardMap(TestTensors(), 1).value();
+    optimizer_.set_kind(OptimizerConfig::SGD);
+  }
+
+  std::unique_ptr<ShardStore> MakeStore(int held_cuts = 2, const ShardMap* map = nullptr,
+                                        int shard = 0) {
+    ShardStore::Options options;
+    options.map = map == nullptr ? map_ : *map;
+    options.shard = shard;
+    options.optimizer = optimizer_;
+    options.held_cuts = held_cuts;
+    auto store = ShardStore::Create(options);
+    EXPECT_TRUE(store.ok()) << store.status();
+    return *std::move(store);
+  }
+
+  std::unique_ptr<ShardStore> LoadedStore(int held_cuts = 2) {
+    auto store = MakeStore(held_cuts);
+    const absl::Status status = Load(store.get());
+    EXPECT_TRUE(status.ok()) << status;
+    return store;
+  }
+
+  absl::Status Load(ShardStore* store, const std::string& warm = "") {
+    return store->LoadInitial(JoinPath(directory_, "alpha.safetensors"), warm, FileSystem::Real());
+  }
+
+  std::shared_ptr<StagedPush> Push(const ShardStore& store, const Values& values) {
+    auto push = store.NewPush(PushBegin());
+    for (const ShardPiece& piece : store.layout().pieces()) {
+      if (piece.role == TensorSpec::FROZEN) continue;
+      TensorChunk chunk;
+      chunk.set_tensor(piece.piece.tensor());
+      chunk.set_begin(piece.piece.begin());
+      chunk.set_count(piece.piece.count());
+      chunk.set_dtype(piece.dtype);
+      const bool parameter = piece.role == TensorSpec::PARAMETER;
+      chunk.set_content(parameter ? TensorChunk::GRADIENT : TensorChunk::VALUE);
+      void* const place = push->Place(chunk, piece.bytes).value();
+      if (piece.dtype == DT_INT64) {
+        std::memcpy(place, &values.count, sizeof(values.count));
+      } else {
+        float* const to = static_cast<float*>(place);
+        std::fill(to, to + piece.piece.count(), parameter ? values.gradient : values.mean);
+      }
+    }
+    EXPECT_TRUE(push->CheckComplete().ok());
+    return push;
+  }
+
+  // Element `i` of a FLOAT tensor as it is now.
+  float Live(const ShardStore& store, int tensor, int64_t i) {
+    const int piece = store.layout().Find(tensor, i, 1).value();
+    float value = 0;
+    EXPECT_TRUE(store.ReadLive(piece, i, 1, -1, &value).ok());
+    return value;
+  }
+  int64_t Count(const ShardStore& store) {
+    int64_t value = 0;
+    EXPECT_TRUE(store.ReadLive(store.layout().Find(5, 0, 1).value(), 0, 1, -1, &value).ok());
+    return value;
+  }
+
+  static ShardStore::Update Step(int64_t step, double rate = 0.5, double decay = 0) {
+    return {step, rate, decay, 1.0};
+  }
+
+  std::string directory_;
+  ShardMap map_;
+  OptimizerConfig optimizer_;
+};
+
+TEST_F(ShardStoreTest, LoadsInitialWeights) {
+  const auto store = LoadedStore();
+  EXPECT_EQ(store->step(), 0);
+  EXPECT_EQ(Live(*store, 0, 20479), TestValue("w", 20479));
+  EXPECT_EQ(Live(*store, 3, 2), TestValue("fixed", 2));
+  EXPECT_EQ(Count(*store), 5);
+}
+
+TEST_F(ShardStoreTest, WarmStartReplacesWhatItHas) {
+  const std::string warm = JoinPath(directory_, "warm.safetensors");
+  ASSERT_TRUE(WriteFileAtomically(warm, SafetensorsBytes({{"b", std::vector<float>(128, 9)},
+                                                          {"of another model", {1, 2}}}))
+                  .ok());
+  auto store = MakeStore();
+  ASSERT_TRUE(Load(store.get(), warm).ok());
+  EXPECT_EQ(Live(*store, 1, 5), 9);
+  EXPECT_EQ(Live(*store, 0, 5), TestValue("w", 5));
+
+  ASSERT_TRUE(WriteFileAtomically(warm, SafetensorsBytes({{"b", {1, 2, 3}}})).ok());
+  absl::Status status = Load(store.get(), warm);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("tensor b is FP32[3]; the model's"));
+  EXPECT_THAT(std::string(status.message()), HasSubstr("warm.safetensors"));
+  ASSERT_TRUE(WriteFileAtomically(warm, SafetensorsBytes({{"other", {1}}})).ok());
+  EXPECT_THAT(std::string(Load(store.get(), warm).message()), HasSubstr("no tensor of the model"));
+}
+
+TEST_F(ShardStoreTest, MissingTensorIsNamed) {
+  const std::string path = JoinPath(directory_, "alpha.safetensors");
+  ASSERT_TRUE(
+      WriteFileAtomically(path, SafetensorsBytes({{"b", std::vector<float>(128, 9)}})).ok());
+  auto store = MakeStore();
+  const absl::Status status = Load(store.get());
+  EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("has no tensor w"));
+  ASSERT_TRUE(FileSystem::Real()->RemoveFile(path).ok());
+  EXPECT_THAT(std::string(Load(store.get()).message()), HasSubstr(path));
+}
+
+TEST_F(ShardStoreTest, AveragesByExampleCount) {
+  const auto store = LoadedStore();
+  const auto a = Push(*store, {1.0f, 10.0f, 3});
+  const auto b = Push(*store, {5.0f, 20.0f, 9});
+  store->Apply(Step(1), {{a.get(), 3}, {b.get(), 1}});
+  EXPECT_EQ(store->step(), 1);
+  // Mean gradient 2, rate 0.5.
+  EXPECT_FLOAT_EQ(Live(*store, 0, 77), TestValue("w", 77) - 1.0f);
+  EXPECT_FLOAT_EQ(Live(*store, 1, 127), TestValue("b", 127) - 1.0f);
+  EXPECT_FLOAT_EQ(Live(*store, 4, 0), 12.5f);
+  EXPECT_EQ(Count(*store), 9);
+  EXPECT_EQ(Live(*store, 3, 0), TestValue("fixed", 0));
+}
+
+TEST_F(ShardStoreTest, DecaysMatricesOnly) {
+  const auto store = LoadedStore();
+  const auto a = Push(*store, {0.0f, 0.0f, 0});
+  store->Apply(Step(1, 0.5, 0.1), {{a.get(), 1}});
+  EXPECT_FLOAT_EQ(Live(*store, 0, 7), TestValue("w", 7) * (1 - 0.05f));
+  EXPECT_EQ(Live(*store, 1, 7), TestValue("b", 7));
+}
+
+TEST_F(ShardStoreTest, ClipScaleMultipliesTheGradient) {
+  const auto store = LoadedStore();
+  const auto a = Push(*store, {8.0f, 1.0f, 0});
+  ShardStore::Update update = Step(1);
+  update.clip_scale = 0.25;
+  store->Apply(update, {{a.get(), 1}});
+  EXPECT_FLOAT_EQ(Live(*store, 1, 3), TestValue("b", 3) - 1.0f);
+  EXPECT_FLOAT_EQ(Live(*store, 4, 3), 1.0f);  // buffers are no gradients
+}
+
+TEST_F(ShardStoreTest, StepWithoutContributionsOnlyCounts) {
+  const auto store = LoadedStore();
+  store->Apply(Step(1), {});
+  const auto empty = Push(*store, {8.0f, 1.0f, 0});
+  store->Apply(Step(2), {{empty.get(), 0}});
+  EXPECT_EQ(store->step(), 2);
+  EXPECT_EQ(Live(*store, 0, 7), TestValue("w", 7));
+}
+
+TEST_F(ShardStoreTest, CutsAreImmutableAndFew) {
+  const auto store = LoadedStore(/*held_cuts=*/2);
+  store->Publish(0);
+  const auto first = store->FindCut(0);
+  ASSERT_NE(first, nullptr);
+  const auto push = Push(*store, {2.0f, 1.0f, 0});
+  for (int64_t step = 1; step <= 3; ++step) {
+    store->Apply(Step(step), {{push.get(), 1}});
+    store->Publish(step);
+  }
+  EXPECT_EQ(store->FindCut(0), nullptr);
+  EXPECT_EQ(store->FindCut(1), nullptr);
+  EXPECT_NE(store->FindCut(2), nullptr);
+  EXPECT_EQ(store->newest_cut(), 3);
+  // A reader that holds a cut keeps it, unchanged, whatever becomes of the memory of others.
+  float value = 0;
+  std::memcpy(&value, first->values->data() + store->layout().pieces()[0].offset, sizeof(value));
+  EXPECT_EQ(value, TestValue("w", 0));
+  store->DropCuts();
+  EXPECT_EQ(store->newest_cut(), -1);
+  EXPECT_EQ(MakeStore(0)->newest_cut(), -1);
+}
+
+TEST_F(ShardStoreTest, NewestCutIsAlwaysHeld) {
+  const auto store = LoadedStore(/*held_cuts=*/0);
+  store->Publish(0);
+  EXPECT_NE(store->FindCut(0), nullptr);
+}
+
+TEST_F(ShardStoreTest, ExactReadsAreRefusedOnceTheStepIsOver) {
+  const auto store = LoadedStore();
+  PullSource source(Borrow(store), nullptr, 0, Version(), {}, 4096);
+  ASSERT_TRUE(source.Read(0).ok());
+  const auto push = Push(*store, {2.0f, 1.0f, 0});
+  store->Apply(Step(1), {{push.get(), 1}});
+  EXPECT_EQ(source.Read(1).status().code(), absl::StatusCode::kAborted);
+}
+
+TEST_F(ShardStoreTest, PullSourceCoversEverythingInOrder) {
+  const auto store = LoadedStore();
+  store->Publish(0);
+  PullSource source(Borrow(store), store->FindCut(0), -1, Version(), {}, 1000);
+  std::map<uint32_t, int64_t> next;
+  for (int64_t i = 0; i < source.num_blocks(); ++i) {
+    const auto block = source.Read(i);
+    ASSERT_TRUE(block.ok());
+    EXPECT_EQ(block->chunk.begin(), next[block->chunk.tensor()]);
+    EXPECT_LE(block->bytes, 1000u);
+    next[block->chunk.tensor()] += block->chunk.count();
+  }
+  EXPECT_EQ(next, (std::map<uint32_t, int64_t>{{0, 20480}, {1, 128}, {3, 3}, {4, 128}, {5, 1}}));
+  PullSource some(Borrow(store), store->FindCut(0), -1, Version(), {1, 5}, 1 << 20);
+  EXPECT_EQ(some.num_blocks(), 2);
+}
+
+class CheckpointOfStoreTest : public ShardStoreTest,
+                              public testing::WithParamInterface<OptimizerConfig::Kind> {};
+
+TEST_P(CheckpointOfStoreTest, ContinuesBitForBit) {
+  optimizer_.set_kind(GetParam());
+  map_ = BuildShardMap(TestTensors(), 1).value();
+  const auto store = LoadedStore();
+  const auto push = Push(*store, {0.3f, 1.5f, 6});
+  const auto other = Push(*store, {-0.7f, 2.5f, 7});
+  store->Apply(Step(1), {{push.get(), 1}, {other.get(), 2}});
+  store->Publish(1);
+  store->TakeSnapshot(1);
+  const auto snapshot = store->snapshot(1);
+  ASSERT_NE(snapshot, nullptr);
+  // What comes later is no part of it.
+  store->Apply(Step(2), {{other.get(), 1}});
+
+  CheckpointManifest manifest;
+  manifest.set_group("alpha");
+  manifest.mutable_version()->set_generation(4);
+  manifest.mutable_version()->set_step(1);
+  manifest.set_shard_map_digest(77);
+  CheckpointShardHeader identity;
+  identity.set_group("alpha");
+  *identity.mutable_version() = manifest.version();
+  identity.set_shard_map_digest(77);
+  const auto file =
+      store->WriteSnapshot(*snapshot, directory_, "part", identity, FileSystem::Real());
+  ASSERT_TRUE(file.ok()) << file.status();
+
+  const auto again = MakeStore();
+  const std::string path = JoinPath(directory_, "part");
+  absl::Status status = again->LoadCheckpoint(path, manifest, FileSystem::Real());
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(again->step(), 1);
+  again->Apply(Step(2), {{other.get(), 1}});
+  for (int64_t i : {0, 1, 5000, 20479}) EXPECT_EQ(Live(*again, 0, i), Live(*store, 0, i));
+  EXPECT_EQ(Live(*again, 4, 9), Live(*store, 4, 9));
+  EXPECT_EQ(Count(*again), 7);
+
+  manifest.set_shard_map_digest(78);
+  EXPECT_EQ(again->LoadCheckpoint(path, manifest, FileSystem::Real()).code(),
+            absl::StatusCode::kDataLoss);
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, CheckpointOfStoreTest,
+                         testing::Values(OptimizerConfig::SGD, OptimizerConfig::MOMENTUM,
+                                         OptimizerConfig::ADAM));
+
+TEST_F(ShardStoreTest, ShardsTogetherMakeTheWholeUpdate) {
+  const auto whole = LoadedStore();
+  const auto whole_push = Push(*whole, {0.3f, 1.0f, 1});
+  whole->Apply(Step(1), {{whole_push.get(), 2}});
+  const ShardMap map = BuildShardMap(TestTensors(), 3).value();
+  int64_t elements = 0;
+  for (int shard = 0; shard < 3; ++shard) {
+    const auto part = MakeStore(2, &map, shard);
+    ASSERT_TRUE(Load(part.get()).ok());
+    const auto push = Push(*part, {0.3f, 1.0f, 1});
+    part->Apply(Step(1), {{push.get(), 2}});
+    for (const ShardPiece& piece : part->layout().pieces()) {
+      elements += piece.piece.count();
+      if (piece.dtype != DT_FLOAT) continue;
+      for (int64_t i = piece.piece.begin(); i < piece.piece.begin() + piece.piece.count(); ++i) {
+        ASSERT_EQ(Live(*part, piece.piece.tensor(), i), Live(*whole, piece.piece.tensor(), i));
+      }
+    }
+  }
+  EXPECT_EQ(elements, 20480 + 128 + 3 + 128 + 1);
+}
+
+// Readers of cuts and of live weights beside a writer: no cut is ever torn.
+TEST_F(ShardStoreTest, ReadersBesideUpdates) {
+  const auto store = LoadedStore();
+  store->Publish(0);
+  std::atomic<bool> stop{false};
+  std::atomic<int> torn{0};
+  std::vector<std::thread> readers;
+  for (int r = 0; r < 2; ++r) {
+    readers.emplace_back([&] {
+      const ShardPiece& w = store->layout().pieces()[0];
+      std::vector<float> live(w.piece.count());
+      while (!stop.load()) {
+        const auto cut = store->FindCut(store->newest_cut());
+        if (cut == nullptr) continue;
+        const float* values = reinterpret_cast<const float*>(cut->values->data() + w.offset);
+        const float change = values[0] - TestValue("w", 0);
+        for (int64_t i = 0; i < w.piece.count(); i += 977) {
+          if (std::abs(values[i] - TestValue("w", i) - change) > 1e-3) ++torn;
+        }
+        const int64_t step = store->step();
+        if (store->ReadLive(0, 0, w.piece.count(), step, live.data()).ok()) {
+          const float moved = live[0] - TestValue("w", 0);
+          for (int64_t i = 0; i < w.piece.count(); i += 977) {
+            if (std::abs(live[i] - TestValue("w", i) - moved) > 1e-3) ++torn;
+          }
+        }
+      }
+    });
+  }
+  const auto push = Push(*store, {1.0f, 1.0f, 0});
+  for (int64_t step = 1; step <= 200; ++step) {
+    store->Apply(Step(step), {{push.get(), 1}});
+    store->Publish(step);
+  }
+  stop.store(true);
+  for (std::thread& reader : readers) reader.join();
+  EXPECT_EQ(torn.load(), 0);
+}
+
+}  // namespace
+}  // namespace codistill
