@@ -48,18 +48,25 @@ std::string TrainingChart(const RunResult& result, const std::string& title,
 }
 
 std::string SummaryTable(const RunSummary& summary) {
-  std::string out =
-      "<table><tr><th>group</th><th>steps</th><th>examples/s</th><th>validation loss</th>"
-      "<th>accuracy</th><th>AUC</th><th>restores</th></tr>\n";
+  bool accuracy = false, auc = false;
+  for (const GroupSummary& g : summary.groups()) {
+    accuracy = accuracy || g.final().has_validation_accuracy();
+    auc = auc || g.final().has_validation_auc();
+  }
+  const auto cell = [](bool shown, bool present, double value) {
+    if (!shown) return std::string();
+    return absl::StrCat("<td>", present ? absl::StrFormat("%.4f", value) : "", "</td>");
+  };
+  std::string out = absl::StrCat(
+      "<table><tr><th>group</th><th>steps</th><th>examples/s</th><th>validation loss</th>",
+      accuracy ? "<th>accuracy</th>" : "", auc ? "<th>AUC</th>" : "", "<th>restores</th></tr>\n");
   for (const GroupSummary& g : summary.groups()) {
     const FinalMetrics& f = g.final();
     absl::StrAppendFormat(
-        &out,
-        "<tr><td>%s</td><td>%d</td><td>%.0f</td><td>%.4f</td><td>%s</td><td>%s</td><td>%d</td></"
-        "tr>\n",
+        &out, "<tr><td>%s</td><td>%d</td><td>%.0f</td><td>%.4f</td>%s%s<td>%d</td></tr>\n",
         EscapeHtml(g.name()), g.steps(), g.examples_per_second(), f.validation_loss(),
-        f.has_validation_accuracy() ? absl::StrFormat("%.4f", f.validation_accuracy()) : "",
-        f.has_validation_auc() ? absl::StrFormat("%.4f", f.validation_auc()) : "", g.restores());
+        cell(accuracy, f.has_validation_accuracy(), f.validation_accuracy()),
+        cell(auc, f.has_validation_auc(), f.validation_auc()), g.restores());
   }
   return out + "</table>\n";
 }

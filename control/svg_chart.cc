@@ -80,7 +80,8 @@ std::string SvgChart(const std::string& title, const std::string& x_label,
   absl::StrAppendFormat(&out, "<text x=\"%g\" y=\"%g\" class=\"x\">%s</text>\n",
                         (kLeft + kWidth - kRight) / 2, kHeight - 6, EscapeHtml(x_label));
   double legend = kWidth - kRight;
-  for (const ChartSeries& s : series) {
+  for (auto it = series.rbegin(); it != series.rend(); ++it) {
+    const ChartSeries& s = *it;
     const char* color = kPalette[s.color % (sizeof(kPalette) / sizeof(kPalette[0]))];
     std::string points;
     std::string marks;
