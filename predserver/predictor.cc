@@ -50,6 +50,10 @@ absl::Status Predictor::CheckVersion(const std::string& wanted, const Version& h
 
 absl::Status Predictor::Ready(const std::string& model, const std::string& version) const {
   CODISTILL_RETURN_IF_ERROR(CheckModel(model));
+  {
+    MutexLock lock(&mu_);
+    if (draining_) return absl::UnavailableError("this prediction server is draining");
+  }
   CODISTILL_ASSIGN_OR_RETURN(const auto snapshot, options_.followed->Get());
   return CheckVersion(version, snapshot->version);
 }
@@ -60,10 +64,6 @@ std::string Predictor::held_version() const {
 }
 
 absl::StatusOr<RequestPlan> Predictor::Accept(const PredictionRequest& request) const {
-  {
-    MutexLock lock(&mu_);
-    if (draining_) return absl::UnavailableError("this prediction server is draining");
-  }
   CODISTILL_RETURN_IF_ERROR(CheckModel(request.model));
   CODISTILL_ASSIGN_OR_RETURN(RequestPlan plan, CheckRequest(options_.config, request));
   CODISTILL_RETURN_IF_ERROR(Ready(request.model, request.version));

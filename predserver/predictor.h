@@ -42,7 +42,7 @@ class Predictor {
   void Predict(PredictionRequest request, std::function<void(absl::StatusOr<Prediction>)> done);
 
   // OK if the model is this one, a version is held, and it is `version` (empty: any). Else
-  // NOT_FOUND or UNAVAILABLE.
+  // NOT_FOUND or UNAVAILABLE (also while draining).
   absl::Status Ready(const std::string& model, const std::string& version) const;
   // The version held, "generation.step"; empty if none.
   std::string held_version() const;

@@ -239,6 +239,7 @@ TEST_F(PredictorTest, DrainAnswersWhatWasAccepted) {
     predictor_->FillStatus(&status);
   } while (status.state() != "draining");
   EXPECT_TRUE(absl::IsUnavailable(Predict(Request()).status()));
+  EXPECT_TRUE(absl::IsUnavailable(predictor_->Ready("alpha", "")));
   model_->LetGo();
   drain.join();
   EXPECT_TRUE(computing->Wait().ok());

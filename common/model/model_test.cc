@@ -234,7 +234,7 @@ TEST(ModelTest, GradientsOfADeepModelComeFromTheLastLayerWhileTheFirstIsStillToD
   ASSERT_NE(model, nullptr);
   const Tensor x = RandomFloats({256, 512}, 1), gradient = RandomFloats({256, 2}, 2);
   std::vector<double> first_fractions;
-  for (int round = 0; round < 5; ++round) {
+  for (int round = 0; round < 8; ++round) {
     ASSERT_TRUE(model->Forward({x}, nullptr, 1).ok());
     std::vector<int> order;
     absl::Time first = absl::InfiniteFuture();
@@ -247,12 +247,13 @@ TEST(ModelTest, GradientsOfADeepModelComeFromTheLastLayerWhileTheFirstIsStillToD
                                })
                     .ok());
     const absl::Duration total = absl::Now() - start;
-    first_fractions.push_back(absl::FDivDuration(first - start, total));
+    // A JIT watches a few passes before it changes anything.
+    if (round >= 4) first_fractions.push_back(absl::FDivDuration(first - start, total));
     ASSERT_EQ(order.size(), 8u);
     EXPECT_THAT(model->tensors().tensors(order.front()).name(), StartsWith("fc4."));
     EXPECT_THAT(model->tensors().tensors(order.back()).name(), StartsWith("fc1."));
   }
-  // Where the JIT optimises, all gradients come in the last few percent.
+  // Under a JIT that has fused the pass, all gradients come in its last few percent.
   EXPECT_LT(*std::min_element(first_fractions.begin(), first_fractions.end()), 0.5);
 }
 
