@@ -77,6 +77,7 @@ class DaemonImpl : public Daemon {
     rpc.bulk = options_.bulk;
     rpc.registries = options_.registries;
     rpc.registries.push_back(control_->registry());
+    rpc.metrics = options_.metrics;
     rpc.max_message_bytes = options_.max_message_bytes;
     CODISTILL_ASSIGN_OR_RETURN(std::unique_ptr<RpcServer> server, RpcServer::Start(std::move(rpc)));
     {

@@ -177,6 +177,43 @@ TEST_F(DaemonTest, StatusOverGrpcAndHttp) {
       absl::StrContains(Get("/metrics")->body, "codistill_test_total{group=\"north\"} 2\n"));
 }
 
+TEST_F(DaemonTest, CallsAreCounted) {
+  Daemon::Options options = Options();
+  BulkServer bulk(1);
+  bulk.RegisterMethod("/t.T/Silent", [] { return std::make_unique<Silent>(); });
+  options.bulk = &bulk;
+  Start(std::move(options));
+  EXPECT_TRUE(GetStatus().ok());
+  ResumeReply resume;
+  EXPECT_FALSE(control_->Resume(MakeContext(In(20)).get(), ResumeRequest(), &resume).ok());
+  {
+    // Cancelled at the end of this block.
+    auto stream = BulkStream::Open(channel_, "/t.T/Silent", In(20));
+    const std::string text(1000, 'x');
+    grpc::Slice slice(text);
+    stream->Write(grpc::ByteBuffer(&slice, 1));
+    EXPECT_TRUE(Eventually([this] {
+      return absl::StrContains(
+          metrics_->Text(),
+          "codistill_rpc_received_bytes_total{group=\"north\",method=\"t.T/Silent\"} 1000\n");
+    }));
+  }
+  const auto count = [this](const char* code, const char* method) {
+    return absl::StrContains(
+        metrics_->Text(), absl::StrCat("codistill_rpc_seconds_count{group=\"north\",code=\"", code,
+                                       "\",method=\"", method, "\"} 1\n"));
+  };
+  EXPECT_TRUE(Eventually([&] { return count("OK", "codistill.Control/GetStatus"); }));
+  EXPECT_TRUE(Eventually([&] { return count("FAILED_PRECONDITION", "codistill.Control/Resume"); }));
+  EXPECT_TRUE(Eventually([&] { return count("CANCELLED", "t.T/Silent"); }));
+  // A name that a client made up is no label.
+  BulkStream::Open(channel_, "/t.T/MadeUp", In(20))->Finish().IgnoreError();
+  EXPECT_FALSE(absl::StrContains(metrics_->Text(), "MadeUp"));
+  daemon_->Stop(absl::OkStatus());
+  run_.join();
+  daemon_.reset();
+}
+
 TEST_F(DaemonTest, HealthAndReadinessFollowTheHook) {
   Start(Options());
   EXPECT_TRUE(Eventually([this] { return Health() == 1; }));

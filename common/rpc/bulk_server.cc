@@ -7,10 +7,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "common/base/executor.h"
 #include "common/base/mutex.h"
 #include "common/rpc/grpc_status.h"
+#include "common/rpc/rpc_metrics.h"
 #include "glog/logging.h"
 #include "grpcpp/alarm.h"
 #include "grpcpp/completion_queue.h"
@@ -45,7 +47,17 @@ class BulkServer::Impl {
 
   void RegisterMethod(std::string full_method, HandlerFactory factory, int max_message_bytes) {
     CHECK(threads_.empty()) << "methods are registered before Start";
-    methods_[std::move(full_method)] = {std::move(factory), static_cast<size_t>(max_message_bytes)};
+    Method& method = methods_[std::move(full_method)];
+    method.factory = std::move(factory);
+    method.max_message_bytes = static_cast<size_t>(max_message_bytes);
+  }
+
+  void CountIn(Metrics* metrics) {
+    CHECK(threads_.empty()) << "metrics are given before Start";
+    for (auto& entry : methods_) {
+      const std::string name(absl::StripPrefix(entry.first, "/"));
+      entry.second.metrics = std::make_unique<MethodMetrics>(metrics, name);
+    }
   }
 
   void Attach(grpc::ServerBuilder* builder) {
@@ -98,6 +110,7 @@ class BulkServer::Impl {
   struct Method {
     HandlerFactory factory;
     size_t max_message_bytes = 0;
+    std::unique_ptr<MethodMetrics> metrics;  // null: not counted
   };
 
   enum class EventKind { kStart, kRead, kWritten, kFinished, kDone, kPosted };
@@ -163,6 +176,7 @@ class BulkServer::Impl {
       if (finishing_ || done_) return;
       CHECK(!writing_) << "one Write at a time";
       writing_ = true;
+      if (metrics_ != nullptr) metrics_->Sent(message.Length());
       rpc_->stream.Write(message, NewEvent(EventKind::kWritten));
     }
 
@@ -218,6 +232,7 @@ class BulkServer::Impl {
       sending_finish_ = true;
       Event* event = NewEvent(EventKind::kFinished);
       if (has_reply_) {
+        if (metrics_ != nullptr) metrics_->Sent(reply_.Length());
         rpc_->stream.WriteAndFinish(reply_, grpc::WriteOptions(), grpc::Status::OK, event);
         reply_.Clear();
       } else {
@@ -274,11 +289,15 @@ class BulkServer::Impl {
       {
         MutexLock lock(&mu_);
         started_ = true;
+        start_ = absl::Now();
         peer_ = rpc_->context.peer();
         name = rpc_->context.method();
+        auto found = server_->methods_.find(name);
+        if (found != server_->methods_.end()) {
+          method = &found->second;
+          metrics_ = method->metrics.get();
+        }
       }
-      auto found = server_->methods_.find(name);
-      if (found != server_->methods_.end()) method = &found->second;
       if (method == nullptr) {
         Finish(absl::UnimplementedError(absl::StrCat("no method ", name)));
       } else if (server_->stopping()) {
@@ -296,6 +315,7 @@ class BulkServer::Impl {
         MutexLock lock(&mu_);
         reading_ = false;
         message.Swap(&incoming_);
+        if (ok && metrics_ != nullptr) metrics_->Received(message.Length());
         if (finishing_ || done_) return;
       }
       if (!ok) {
@@ -318,6 +338,10 @@ class BulkServer::Impl {
         over_ = true;
         cancelled = cancelled_;
         rpc = std::move(rpc_);
+        if (metrics_ != nullptr) {
+          metrics_->Observe(cancelled ? absl::StatusCode::kCancelled : final_status_.code(),
+                            absl::Now() - start_);
+        }
       }
       if (handler_ != nullptr) {
         handler_->OnDone(cancelled);
@@ -347,6 +371,8 @@ class BulkServer::Impl {
     bool done_ ABSL_GUARDED_BY(mu_) = false;            // gRPC says the call has ended
     bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
     bool over_ ABSL_GUARDED_BY(mu_) = false;  // nothing of it is left in gRPC
+    absl::Time start_ ABSL_GUARDED_BY(mu_);
+    MethodMetrics* metrics_ ABSL_GUARDED_BY(mu_) = nullptr;
     absl::Status final_status_ ABSL_GUARDED_BY(mu_);
     bool has_reply_ ABSL_GUARDED_BY(mu_) = false;
     grpc::ByteBuffer reply_ ABSL_GUARDED_BY(mu_);
@@ -421,6 +447,7 @@ void BulkServer::RegisterMethod(std::string full_method, HandlerFactory factory,
                                 int max_message_bytes) {
   impl_->RegisterMethod(std::move(full_method), std::move(factory), max_message_bytes);
 }
+void BulkServer::CountIn(Metrics* metrics) { impl_->CountIn(metrics); }
 void BulkServer::Attach(grpc::ServerBuilder* builder) { impl_->Attach(builder); }
 void BulkServer::Start() { impl_->Start(); }
 void BulkServer::StopAccepting() { impl_->StopAccepting(); }

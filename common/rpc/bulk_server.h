@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "common/metrics/metrics.h"
 #include "common/rpc/channel.h"
 #include "grpcpp/generic/async_generic_service.h"
 #include "grpcpp/server_builder.h"
@@ -67,6 +68,8 @@ class BulkServer {
   // A message longer than `max_message_bytes` ends its call with RESOURCE_EXHAUSTED.
   void RegisterMethod(std::string full_method, HandlerFactory factory,
                       int max_message_bytes = kMaxFrameBytes);
+  // Counts calls and bytes in `metrics`, which outlives this. Optional; before Start.
+  void CountIn(Metrics* metrics);
   void Attach(grpc::ServerBuilder* builder);
   void Start();
   // Finishes every open call with UNAVAILABLE; new ones too. Before grpc::Server::Shutdown.

@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "common/base/status.h"
 #include "common/rpc/address.h"
+#include "common/rpc/rpc_metrics.h"
 #include "grpcpp/ext/proto_server_reflection_plugin.h"
 #include "grpcpp/health_check_service_interface.h"
 #include "grpcpp/resource_quota.h"
@@ -68,6 +69,12 @@ absl::Status RpcServer::Listen() {
   builder.SetSyncServerOption(grpc::ServerBuilder::MAX_POLLERS, 1);
   for (grpc::Service* service : options_.services) builder.RegisterService(service);
   if (options_.bulk != nullptr) options_.bulk->Attach(&builder);
+  if (options_.metrics != nullptr) {
+    std::vector<std::unique_ptr<grpc::experimental::ServerInterceptorFactoryInterface>> factories;
+    factories.push_back(std::make_unique<MetricsInterceptorFactory>(options_.metrics));
+    builder.experimental().SetInterceptorCreators(std::move(factories));
+    if (options_.bulk != nullptr) options_.bulk->CountIn(options_.metrics);
+  }
 
   server_ = builder.BuildAndStart();
   if (server_ == nullptr || port_ == 0) {

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "common/base/mutex.h"
+#include "common/metrics/metrics.h"
 #include "common/rpc/bulk_server.h"
 #include "common/rpc/call_registry.h"
 #include "common/rpc/channel.h"
@@ -32,6 +33,9 @@ class RpcServer {
     std::vector<grpc::Service*> services;
     BulkServer* bulk = nullptr;             // methods already registered; started and stopped here
     std::vector<CallRegistry*> registries;  // whose parked calls Shutdown finishes
+
+    // Where the calls are counted (common/rpc/rpc_metrics.h); null: nowhere.
+    Metrics* metrics = nullptr;
 
     // Largest message of `services`, both ways. Bulk methods have limits of their own below it.
     int max_message_bytes = kMaxControlBytes;
