@@ -82,13 +82,6 @@ class Tally {
   std::vector<ScoredLabel> scores_;
 };
 
-std::vector<ExampleRef> Refs(int64_t begin, int64_t end) {
-  std::vector<ExampleRef> refs;
-  refs.reserve(end - begin);
-  for (int64_t i = begin; i < end; ++i) refs.push_back({i, 0});
-  return refs;
-}
-
 }  // namespace
 
 absl::StatusOr<Evaluation> EvaluateModels(const EvaluateOptions& options,
@@ -111,7 +104,7 @@ absl::StatusOr<Evaluation> EvaluateModels(const EvaluateOptions& options,
     if (options.stop && options.stop()) return absl::CancelledError("evaluation was stopped");
     const int64_t end = std::min(total, begin + batch_size);
     Batch filled;
-    CODISTILL_RETURN_IF_ERROR(data.Fill(Refs(begin, end), &filled));
+    CODISTILL_RETURN_IF_ERROR(data.Fill(EvaluationExamples(data, total, begin, end), &filled));
     CODISTILL_ASSIGN_OR_RETURN(const StudentBatch batch,
                                ToStudentBatch(job.model(), std::move(filled)));
     for (size_t m = 0; m < models.size(); ++m) {

@@ -17,8 +17,8 @@ namespace codistill {
 struct EvaluateOptions {
   const JobConfig* job = nullptr;
   const Dataset* validation = nullptr;
-  // At most so many of the first examples; 0 = all. Text: rounded up to whole segments of all
-  // lanes.
+  // At most so many examples, always the same (EvaluationExamples); 0 = all. Text: the first,
+  // rounded up to whole segments of all lanes.
   int64_t max_examples = 0;
   // Optional: asked between batches; true ends it with CANCELLED.
   std::function<bool()> stop;

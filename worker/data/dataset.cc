@@ -112,6 +112,19 @@ ExampleOrder TrainingOrder(const JobConfig& job, int group, const Dataset& datas
   return ExampleOrder(options);
 }
 
+std::vector<ExampleRef> EvaluationExamples(const Dataset& dataset, int64_t total, int64_t begin,
+                                           int64_t end) {
+  std::vector<ExampleRef> refs;
+  refs.reserve(end - begin);
+  if (dataset.sequential() || total >= dataset.size()) {
+    for (int64_t i = begin; i < end; ++i) refs.push_back({i, 0});
+    return refs;
+  }
+  const Permutation sample(HashString("evaluation"), dataset.size());
+  for (int64_t i = begin; i < end; ++i) refs.push_back({static_cast<int64_t>(sample(i)), 0});
+  return refs;
+}
+
 namespace internal {
 
 const DatasetConfig& ConfigOf(const DatasetOptions& options) {

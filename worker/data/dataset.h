@@ -103,6 +103,12 @@ absl::StatusOr<std::unique_ptr<Dataset>> CreateDataset(const DatasetOptions& opt
 // The order in which a group trains on its data.train set.
 ExampleOrder TrainingOrder(const JobConfig& job, int group, const Dataset& dataset);
 
+// Examples [begin, end) of the `total` on which an evaluation measures: all in their order where
+// `total` is the size of the data set; else a sample that is the same each time, and random, as
+// data are often sorted by class. Sequential data: the beginning of the text.
+std::vector<ExampleRef> EvaluationExamples(const Dataset& dataset, int64_t total, int64_t begin,
+                                           int64_t end);
+
 }  // namespace codistill
 
 #endif  // CODISTILL_WORKER_DATA_DATASET_H_

@@ -229,6 +229,30 @@ TEST(TrainingOrder, FollowsTheJob) {
   EXPECT_NE(TrainingOrder(job, 1, **dataset).Range(0, 10), order.Range(0, 10));
 }
 
+TEST(EvaluationExamples, AreAllOrAFixedSample) {
+  const JobConfig job = SyntheticJob();
+  const auto dataset = Create(job, false);
+  ASSERT_TRUE(dataset.ok());
+  const std::vector<ExampleRef> all = EvaluationExamples(**dataset, 500, 100, 500);
+  ASSERT_EQ(all.size(), 400u);
+  EXPECT_EQ(all[0], (ExampleRef{100, 0}));
+  EXPECT_EQ(all[399], (ExampleRef{499, 0}));
+
+  std::vector<ExampleRef> sample = EvaluationExamples(**dataset, 100, 0, 60);
+  const std::vector<ExampleRef> rest = EvaluationExamples(**dataset, 100, 60, 100);
+  sample.insert(sample.end(), rest.begin(), rest.end());
+  EXPECT_EQ(sample, EvaluationExamples(**dataset, 100, 0, 100));
+  std::set<int64_t> indices;
+  int first_half = 0;
+  for (const ExampleRef& ref : sample) {
+    indices.insert(ref.index);
+    first_half += ref.index < 250;
+  }
+  EXPECT_EQ(indices.size(), 100u);
+  EXPECT_LT(*indices.rbegin(), 500);
+  EXPECT_NEAR(first_half, 50, 20);  // from all over the set
+}
+
 // ------------------------------------------------------------------------------------ images
 
 JobConfig ImageJob(const std::string& train, const std::string& validation = "") {
