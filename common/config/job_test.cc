@@ -333,6 +333,10 @@ INSTANTIATE_TEST_SUITE_P(
         {kGood,
          {"training.membership=ELASTIC"},
          "training.membership: not supported by this version (ELASTIC); use FIXED"},
+        {kText,
+         {"training.update_mode=ASYNC", "groups[0].num_workers=2"},
+         "groups[0].num_workers: recurrent state cannot be carried by several ASYNC workers (2); 1,"
+         " or training.update_mode: SYNC"},
         {kGood, {"training.batch_size=-5"}, "training.batch_size: too small (-5)"},
         {kGood,
          {"training.optimizer.learning_rate=0"},

@@ -241,6 +241,16 @@ void CheckTraining(const JobConfig& job, Mistakes* mistakes) {
   if (training.membership() == TrainingConfig::ELASTIC) {
     mistakes->Add("training.membership", "not supported by this version (ELASTIC); use FIXED");
   }
+  for (int i = 0; i < job.groups_size(); ++i) {
+    // Ranges of examples go to whoever asks first, so a worker would meet other lanes every step.
+    if (training.update_mode() == TrainingConfig::ASYNC && job.model().states_size() > 0 &&
+        job.groups(i).num_workers() > 1) {
+      mistakes->Add(Index("groups", i) + ".num_workers",
+                    absl::StrCat("recurrent state cannot be carried by several ASYNC workers (",
+                                 job.groups(i).num_workers(),
+                                 "); 1, or training.update_mode: SYNC, would be right"));
+    }
+  }
   mistakes->Required("training.batch_size", training.has_batch_size(),
                      "the number of examples a worker takes into one step");
   if (training.has_batch_size()) {
