@@ -46,8 +46,11 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, ChannelUs
   arguments.SetMaxSendMessageSize(MaxMessageBytes(use));
   // A daemon that was restarted is found again within about a second.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 100);
   arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+  // In spite of its name: how long an attempt to connect may take, handshake included. A busy
+  // machine needs longer than the first back-off; one that drops packets should not be waited for
+  // much longer.
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, 2000);
   // A peer that vanished without a word is noticed within half a minute. Servers allow a ping every
   // 10 s (common/rpc/server.cc): the two belong together.
   arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);

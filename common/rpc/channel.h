@@ -30,7 +30,8 @@ enum class ChannelUse {
   kPrediction,  // prediction requests: a connection of its own
 };
 
-// Connects lazily; reconnects by itself, at most a second apart. `address` is host:port.
+// Connects lazily; reconnects by itself, at most a second after an attempt was refused. `address`
+// is host:port.
 std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, ChannelUse use);
 
 // A context with a deadline; there is no other way to get one.
