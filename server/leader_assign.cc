@@ -13,7 +13,7 @@
 namespace codistill {
 namespace {
 
-constexpr int32_t kMaxAssignments = 64;
+constexpr int32_t kMaxAssignments = 128;
 
 }  // namespace
 

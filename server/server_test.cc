@@ -1,0 +1,435 @@
+// Real services over real sockets in one process: two shards, their leader, and clients.
+
+#include "common/rpc/server.h"
+
+#include <atomic>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/base/file.h"
+#include "common/client/leader_client.h"
+#include "common/client/tensor_client.h"
+#include "common/config/shard_map.h"
+#include "common/rpc/bulk_stream.h"
+#include "common/rpc/channel.h"
+#include "common/rpc/frame.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "server/parameter_server.h"
+#include "server/test_model.h"
+
+namespace codistill {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int kShards = 2;
+constexpr int kWorkers = 2;
+
+absl::Time Soon() { return absl::Now() + absl::Seconds(20); }
+
+bool Eventually(const std::function<bool()>& condition) {
+  for (const absl::Time end = Soon(); absl::Now() < end; absl::SleepFor(absl::Milliseconds(5))) {
+    if (condition()) return true;
+  }
+  return condition();
+}
+
+// A parameter server and the sockets it is served on.
+struct Node {
+  std::unique_ptr<ParameterServer> server;
+  std::unique_ptr<RpcServer> rpc;
+
+  void Stop() {
+    if (rpc != nullptr) rpc->Shutdown(absl::Now() + absl::Seconds(1));
+    rpc.reset();
+    server.reset();
+  }
+};
+
+// The model as one worker holds it.
+struct WorkerModel {
+  explicit WorkerModel(const ShardMap& map) {
+    for (const TensorSpec& spec : map.tensors()) {
+      const std::vector<int64_t> shape(spec.shape().begin(), spec.shape().end());
+      tensors.push_back(Tensor::Zeros(spec.dtype(), shape));
+      TensorView view;
+      view.name = spec.name();
+      view.dtype = spec.dtype();
+      view.shape = shape;
+      view.data = tensors.back().data();
+      views.push_back(view);
+    }
+  }
+  float At(int tensor, int64_t i) { return tensors[tensor].As<float>()[i]; }
+
+  std::vector<Tensor> tensors;
+  std::vector<TensorView> views;
+};
+
+class ServerTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    directory_ = JoinPath(testing::TempDir(), "server",
+                          testing::UnitTest::GetInstance()->current_test_info()->name());
+    ASSERT_TRUE(RemoveAll(directory_).ok());
+    ASSERT_TRUE(WriteTestModel(directory_));
+    job_ = TestJob(directory_, kShards, kWorkers);
+    map_ = BuildShardMap(TestTensors(), kShards).value();
+    for (int s = 0; s < kShards; ++s) job_.mutable_groups(0)->add_shards();
+    group_.set_run_id("run-7");
+    group_.set_group("alpha");
+  }
+
+  void TearDown() override {
+    for (Node& node : nodes_) node.Stop();
+  }
+
+  void StartNode(int shard, const std::string& address = "127.0.0.1:0") {
+    ParameterServer::Options options;
+    options.job = job_;
+    options.shard = shard;
+    auto server = ParameterServer::Create(options);
+    ASSERT_TRUE(server.ok()) << server.status();
+    nodes_[shard].server = *std::move(server);
+    RpcServer::Options rpc;
+    rpc.address = address;
+    rpc.services = nodes_[shard].server->services();
+    rpc.bulk = nodes_[shard].server->bulk();
+    rpc.registries = nodes_[shard].server->registries();
+    auto listening = RpcServer::Start(rpc);
+    ASSERT_TRUE(listening.ok()) << listening.status();
+    nodes_[shard].rpc = *std::move(listening);
+    nodes_[shard].server->Start(nodes_[shard].rpc->address());
+  }
+
+  void Start() {
+    StartNode(1);
+    job_.mutable_groups(0)->mutable_shards(1)->set_address(nodes_[1].rpc->address());
+    StartNode(0);
+    leader_ = LeaderClient::Create(nodes_[0].rpc->address(), group_);
+  }
+
+  RegisterReply Register(int rank) {
+    RegisterRequest request;
+    request.set_rank(rank);
+    request.set_process_nonce(50 + rank);
+    *request.mutable_tensors() = TestTensors().tensors();
+    absl::StatusOr<RegisterReply> reply;
+    EXPECT_TRUE(Eventually([&] {
+      reply = leader_->Register(request, Soon());
+      return reply.ok();
+    })) << reply.status();
+    return *reply;
+  }
+
+  std::unique_ptr<TensorClient> Client(const RegisterReply& reply) {
+    TensorClient::Options options;
+    options.group = group_;
+    options.shard_map = reply.shard_map();
+    options.shard_addresses = {reply.shard_addresses().begin(), reply.shard_addresses().end()};
+    auto client = TensorClient::Create(options);
+    EXPECT_TRUE(client.ok()) << client.status();
+    return *std::move(client);
+  }
+
+  // Pushes the same gradient everywhere; buffers: mean as given, count of the rank.
+  absl::StatusOr<PushStream::Result> Push(TensorClient* client, const RegisterReply& as, int rank,
+                                          int64_t step, float gradient, int64_t examples,
+                                          float mean) {
+    TensorClient::PushHeader header;
+    header.generation = as.generation();
+    header.step = step;
+    header.rank = rank;
+    header.incarnation = as.incarnation();
+    header.weights_step = step - 1;
+    auto push = client->StartPush(header, Soon());
+    for (int i = 0; i < map_.tensors_size(); ++i) {
+      const TensorSpec& spec = map_.tensors(i);
+      Tensor tensor = Tensor::Zeros(spec.dtype(),
+                                    std::vector<int64_t>(spec.shape().begin(), spec.shape().end()));
+      if (spec.role() == TensorSpec::PARAMETER) {
+        for (float& g : tensor.As<float>()) g = gradient;
+        push->AddGradient(i, tensor.As<float>().data(), tensor.owner());
+      } else if (spec.role() == TensorSpec::BUFFER) {
+        if (spec.dtype() == DT_INT64) {
+          tensor.As<int64_t>()[0] = 100 + rank;
+        } else {
+          for (float& m : tensor.As<float>()) m = mean;
+        }
+        push->AddBuffer(i, tensor.data(), tensor.owner());
+      }
+    }
+    PushEnd end;
+    end.set_num_examples(examples);
+    end.set_num_labels(examples);
+    end.set_label_loss_sum(2.0 * static_cast<double>(examples));
+    return push->Finish(end);
+  }
+
+  std::string directory_;
+  JobConfig job_;
+  ShardMap map_;
+  GroupRef group_;
+  Node nodes_[kShards];
+  std::unique_ptr<LeaderClient> leader_;
+};
+
+TEST_F(ServerTest, TwoWorkersTrainToTheEnd) {
+  job_.mutable_checkpoint()->set_directory(JoinPath(directory_, "checkpoints"));
+  job_.mutable_stop()->set_steps(6);
+  Start();
+  std::vector<std::thread> workers;
+  std::atomic<int> failures{0};
+  for (int rank = 0; rank < kWorkers; ++rank) {
+    workers.emplace_back([&, rank] {
+      const RegisterReply me = Register(rank);
+      const std::unique_ptr<TensorClient> client = Client(me);
+      WorkerModel model(map_);
+      int64_t next = 0;
+      while (true) {
+        GetAssignmentsRequest request;
+        request.set_generation(me.generation());
+        request.set_rank(rank);
+        request.set_incarnation(me.incarnation());
+        request.set_first_step(next);
+        request.set_max_assignments(3);
+        const auto reply = leader_->GetAssignments(request, Soon());
+        if (!reply.ok() || reply->finished()) {
+          if (!reply.ok()) ++failures;
+          return;
+        }
+        for (const Assignment& assignment : reply->assignments()) {
+          next = assignment.step() + 1;
+          const auto pulled = client->Pull(TensorClient::Source::kStep, me.generation(),
+                                           assignment.weights_step(), model.views, Soon());
+          if (!pulled.ok()) ++failures;
+          // Both ranks see the same weights: gradients 1 and 5 with 3 and 1 examples make 2.
+          const float expected = TestValue("w", 11) - static_cast<float>(assignment.weights_step());
+          if (std::abs(model.At(0, 11) - expected) > 1e-3) ++failures;
+          const auto result = Push(client.get(), me, rank, assignment.step(), rank == 0 ? 1 : 5,
+                                   rank == 0 ? 3 : 1, rank == 0 ? 10 : 20);
+          if (!result.ok() || result->outcome != APPLIED) ++failures;
+        }
+      }
+    });
+  }
+  for (std::thread& worker : workers) worker.join();
+  EXPECT_EQ(failures.load(), 0);
+  GroupLeader* const leader = nodes_[0].server->leader();
+  ASSERT_TRUE(Eventually([&] { return leader->State(false).phase() == GroupState::FINISHED; }));
+  EXPECT_TRUE(
+      FileSystem::Real()->Exists(JoinPath(directory_, "checkpoints", "alpha", "MANIFEST-1-6")));
+
+  // A follower reads the last cut.
+  WorkerModel model(map_);
+  const RegisterReply me = Register(0);
+  const auto pulled =
+      Client(me)->Pull(TensorClient::Source::kCut, me.generation(), 6, model.views, Soon());
+  ASSERT_TRUE(pulled.ok()) << pulled.status();
+  EXPECT_EQ(pulled->version.step(), 6);
+  EXPECT_NEAR(model.At(0, 20479), TestValue("w", 20479) - 6, 1e-3);
+  EXPECT_NEAR(model.At(4, 0), 12.5, 1e-6);
+  EXPECT_EQ(model.tensors[5].As<int64_t>()[0], 101);
+  EXPECT_EQ(model.At(3, 2), TestValue("fixed", 2));
+  const auto history = leader_->GetHistory(Soon());
+  ASSERT_TRUE(history.ok());
+  EXPECT_EQ(history->examples(), 24);
+  EXPECT_DOUBLE_EQ(history->training(0).label_loss(), 2.0);
+}
+
+TEST_F(ServerTest, WatchersHearOfTheGroup) {
+  Start();
+  const auto watcher = GroupWatcher::Start(nodes_[0].rpc->address(), group_, nullptr);
+  ASSERT_TRUE(Eventually([&] { return watcher->state().newest_cut().generation() > 0; }));
+  EXPECT_EQ(watcher->state().shard_map().tensors_size(), map_.tensors_size());
+  EXPECT_EQ(watcher->state().shard_addresses(1), nodes_[1].rpc->address());
+  EXPECT_EQ(watcher->state().phase(), GroupState::STARTING);
+  Register(0);
+  Register(1);
+  EXPECT_TRUE(Eventually([&] { return watcher->state().phase() == GroupState::TRAINING; }));
+}
+
+TEST_F(ServerTest, BadPushesAreRefusedByName) {
+  Start();
+  const RegisterReply me = Register(0);
+  const auto channel = MakeChannel(nodes_[0].rpc->address(), ChannelUse::kBulk);
+  const auto frame = [](const FrameHeader& header, const std::string& payload) {
+    TensorFrame small;
+    *small.mutable_header() = header;
+    auto owned = std::make_shared<std::string>(payload);
+    const PayloadRef ref = {owned->data(), owned->size(), owned};
+    return EncodeWithPayload(
+        small, TensorFrame::kPayloadFieldNumber,
+        payload.empty() ? absl::Span<const PayloadRef>() : absl::MakeConstSpan(&ref, 1));
+  };
+  FrameHeader good;
+  PushBegin* const begin = good.mutable_begin();
+  *begin->mutable_group() = group_;
+  begin->set_generation(me.generation());
+  begin->set_step(1);
+  begin->set_incarnation(me.incarnation());
+  begin->set_shard_map_digest(me.shard_map_digest());
+  const auto outcome = [&](const std::vector<std::pair<FrameHeader, std::string>>& frames) {
+    auto stream = BulkStream::Open(channel, "/codistill.TensorTransfer/Push", Soon());
+    for (const auto& f : frames) {
+      if (!stream->Write(frame(f.first, f.second))) break;
+    }
+    stream->WritesDone();
+    grpc::ByteBuffer message;
+    while (stream->Read(&message)) {
+    }
+    return stream->Finish();
+  };
+
+  FrameHeader header = good;
+  header.mutable_begin()->mutable_group()->set_run_id("another run");
+  EXPECT_EQ(outcome({{header, ""}}).code(), absl::StatusCode::kPermissionDenied);
+  header = good;
+  header.mutable_begin()->set_shard_map_digest(1);
+  EXPECT_EQ(outcome({{header, ""}}).code(), absl::StatusCode::kFailedPrecondition);
+  header = good;
+  header.mutable_begin()->set_generation(me.generation() - 1);
+  EXPECT_EQ(outcome({{header, ""}}).code(), absl::StatusCode::kAborted);
+  header = good;
+  header.mutable_begin()->set_rank(2);
+  EXPECT_EQ(outcome({{header, ""}}).code(), absl::StatusCode::kInvalidArgument);
+  header = good;
+  header.mutable_begin()->set_step(9);
+  EXPECT_EQ(outcome({{header, ""}}).code(), absl::StatusCode::kFailedPrecondition);
+
+  FrameHeader chunk;
+  chunk.mutable_chunk()->set_tensor(0);
+  chunk.mutable_chunk()->set_count(4);
+  chunk.mutable_chunk()->set_dtype(DT_FLOAT);
+  chunk.mutable_chunk()->set_content(TensorChunk::GRADIENT);
+  EXPECT_EQ(outcome({{chunk, "0123456789abcdef"}}).code(), absl::StatusCode::kInvalidArgument);
+  const absl::Status short_payload = outcome({{good, ""}, {chunk, "0123456789"}});
+  EXPECT_EQ(short_payload.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(short_payload.message()), HasSubstr("tensor w: 4 elements"));
+  FrameHeader end;
+  end.mutable_end()->set_finite(true);
+  end.mutable_end()->set_num_examples(1);
+  const absl::Status early = outcome({{good, ""}, {chunk, "0123456789abcdef"}, {end, ""}});
+  EXPECT_EQ(early.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(early.message()), HasSubstr("tensor w has not wholly arrived"));
+  EXPECT_EQ(outcome({{good, ""}}).code(), absl::StatusCode::kInvalidArgument);  // no END
+  EXPECT_EQ(nodes_[0].server->shard()->state().step, 0);
+  EXPECT_TRUE(Eventually([&] { return nodes_[0].server->shard()->counters().staged_pushes == 0; }));
+}
+
+TEST_F(ServerTest, LostShardBeginsAnotherGeneration) {
+  Start();
+  const RegisterReply first[kWorkers] = {Register(0), Register(1)};
+  const auto client = Client(first[0]);
+  WorkerModel model(map_);
+  // What waits on the surviving shard is told.
+  absl::Status waiting;
+  std::thread puller([&] {
+    waiting =
+        client->Pull(TensorClient::Source::kStep, first[0].generation(), 3, model.views, Soon())
+            .status();
+  });
+  ASSERT_TRUE(Eventually([&] { return nodes_[0].server->shard()->counters().parked_calls == 1; }));
+  const std::string address = nodes_[1].rpc->address();
+  nodes_[1].Stop();
+  StartNode(1, address);
+  puller.join();
+  EXPECT_FALSE(waiting.ok());
+  ASSERT_TRUE(Eventually([&] {
+    const GroupState state = nodes_[0].server->leader()->State(false);
+    return state.version().generation() > first[0].generation() &&
+           state.phase() == GroupState::TRAINING;
+  }));
+  // The old generation is over everywhere.
+  const auto old =
+      client->Pull(TensorClient::Source::kStep, first[0].generation(), 0, model.views, Soon());
+  EXPECT_EQ(old.status().code(), absl::StatusCode::kAborted) << old.status();
+  HeartbeatRequest heartbeat;
+  heartbeat.set_incarnation(first[0].incarnation());
+  EXPECT_GT(leader_->Heartbeat(heartbeat, Soon())->generation(), first[0].generation());
+
+  const RegisterReply again[kWorkers] = {Register(0), Register(1)};
+  std::vector<std::thread> workers;
+  std::atomic<int> applied{0};
+  for (int rank = 0; rank < kWorkers; ++rank) {
+    workers.emplace_back([&, rank] {
+      const auto mine = Client(again[rank]);
+      const auto result = Push(mine.get(), again[rank], rank, 1, 2, 1, 1);
+      if (result.ok() && result->outcome == APPLIED) ++applied;
+    });
+  }
+  for (std::thread& worker : workers) worker.join();
+  EXPECT_EQ(applied.load(), kWorkers);
+  const auto now = Client(again[0])->Pull(TensorClient::Source::kStep, again[0].generation(), 1,
+                                          model.views, Soon());
+  ASSERT_TRUE(now.ok()) << now.status();
+  EXPECT_NEAR(model.At(1, 5), TestValue("b", 5) - 1, 1e-4);
+}
+
+TEST_F(ServerTest, ShutdownWithParkedCallsReturns) {
+  Start();
+  const RegisterReply me = Register(0);
+  const auto client = Client(me);
+  WorkerModel model(map_);
+  absl::Status push, pull;
+  std::thread pusher([&] { push = Push(client.get(), me, 0, 1, 1, 1, 1).status(); });
+  const auto other = Client(me);
+  std::thread puller([&] {
+    pull =
+        other->Pull(TensorClient::Source::kStep, me.generation(), 1, model.views, Soon()).status();
+  });
+  ASSERT_TRUE(Eventually([&] { return nodes_[0].server->shard()->counters().parked_calls == 2; }));
+  const absl::Time begin = absl::Now();
+  nodes_[0].server->shard()->Drain();
+  nodes_[0].Stop();
+  EXPECT_LT(absl::Now() - begin, absl::Seconds(5));
+  pusher.join();
+  puller.join();
+  EXPECT_EQ(push.code(), absl::StatusCode::kUnavailable) << push;
+  EXPECT_EQ(pull.code(), absl::StatusCode::kUnavailable) << pull;
+}
+
+TEST_F(ServerTest, AsyncAppliesAtTheEnd) {
+  job_.mutable_training()->set_update_mode(TrainingConfig::ASYNC);
+  job_.mutable_stop()->set_steps(4);
+  Start();
+  const RegisterReply me = Register(0);
+  Register(1);
+  const auto client = Client(me);
+  WorkerModel model(map_);
+  for (int64_t step = 1; step <= 3; ++step) {
+    const auto result = Push(client.get(), me, 0, step, 2, 1, 1);
+    ASSERT_TRUE(result.ok()) << result.status();
+    EXPECT_EQ(result->outcome, APPLIED);
+    EXPECT_EQ(result->step, step);
+  }
+  EXPECT_EQ(Push(client.get(), me, 0, 3, 2, 1, 1)->outcome, DUPLICATE);
+  const auto pulled =
+      client->Pull(TensorClient::Source::kAtLeastStep, me.generation(), 3, model.views, Soon());
+  ASSERT_TRUE(pulled.ok()) << pulled.status();
+  EXPECT_NEAR(model.At(0, 9), TestValue("w", 9) - 3, 1e-4);
+  EXPECT_EQ(Push(client.get(), me, 0, 4, 2, 1, 1)->outcome, APPLIED);
+  EXPECT_EQ(Push(client.get(), me, 0, 5, 2, 1, 1)->outcome, DROPPED_LATE);
+  GroupLeader* const leader = nodes_[0].server->leader();
+  EXPECT_TRUE(Eventually([&] { return leader->State(false).phase() == GroupState::FINISHED; }));
+}
+
+TEST_F(ServerTest, LeaderMustKnowItsShards) {
+  ParameterServer::Options options;
+  options.job = job_;
+  const auto server = ParameterServer::Create(options);
+  EXPECT_THAT(std::string(server.status().message()), HasSubstr("groups[0].shards[1].address"));
+  options.shard = 7;
+  EXPECT_THAT(std::string(ParameterServer::Create(options).status().message()),
+              HasSubstr("--shard=7"));
+}
+
+}  // namespace
+}  // namespace codistill
