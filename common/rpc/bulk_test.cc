@@ -363,6 +363,26 @@ TEST_F(BulkTest, ShutdownCancelsACallWhoseClientDoesNotRead) {
   EXPECT_EQ(stream->Finish().code(), absl::StatusCode::kUnavailable);
 }
 
+TEST_F(BulkTest, ChannelFindsARestartedServerSoon) {
+  EXPECT_TRUE(Open("/t.T/Echo")->Finish().ok());
+  const std::string address = server_->address();
+  server_.reset();
+  EXPECT_EQ(Open("/t.T/Echo")->Finish().code(), absl::StatusCode::kUnavailable);
+  BulkServer again(1);
+  again.RegisterMethod("/t.T/Echo", [this] { return std::make_unique<Echo>(&log_); });
+  RpcServer::Options options;
+  options.bulk = &again;
+  options.address = address;
+  auto server = RpcServer::Start(options);
+  ASSERT_TRUE(server.ok()) << server.status();
+  const absl::Time start = absl::Now();
+  const absl::Status status =
+      RetryUntil(In(20), [this] { return Open("/t.T/Echo", 20)->Finish(); });
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_LT(absl::Now() - start, absl::Seconds(5));
+  server->reset();
+}
+
 TEST(RpcServerTest, PortInUseNamesTheAddress) {
   auto first = RpcServer::Start({});
   ASSERT_TRUE(first.ok()) << first.status();
