@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "common/base/random.h"
 #include "common/base/status.h"
+#include "glog/logging.h"
 #include "worker/loss_options.h"
 
 namespace codistill {
@@ -63,6 +64,8 @@ StepComputer::Result StepComputer::Run(const Session& session, const BatchPipeli
   StopWatch watch(options_.progress);
   const Assignment& assignment = step.assignment;
 
+  options_.progress->SetState("training",
+                              absl::StrCat("step ", assignment.step(), ": getting the weights"));
   SetTransfer(session.tensors.get(), nullptr);
   absl::StatusOr<int64_t> weights_step = Pull(session, assignment);
   SetTransfer(nullptr, nullptr);
@@ -72,6 +75,7 @@ StepComputer::Result StepComputer::Run(const Session& session, const BatchPipeli
     return result;
   }
 
+  options_.progress->SetState("training", absl::StrCat("step ", assignment.step()));
   Model::States states = state->For(assignment.step(), step.batch.starts_epoch);
   absl::StatusOr<Model::Logits> logits = Forward(step, &states);
   watch.Lap(WorkerProgress::kCompute);
@@ -202,7 +206,7 @@ absl::Status StepComputer::TakePredictions(const BatchPipeline::Step& step) {
     options_.teachers->BeginStep(number);
     return absl::OkStatus();
   }
-  options_.progress->SetState("training", absl::StrCat("step ", number, ": waiting for teachers"));
+  options_.progress->SetState("waiting", absl::StrCat("for the teachers at step ", number));
   absl::StatusOr<TeacherPredictions> predictions = options_.teachers->Take(step.question);
   const TeacherSource::Counters counters = options_.teachers->counters();
   options_.progress->SetTeacherRequests(counters.requests, counters.failures);
@@ -235,10 +239,17 @@ absl::StatusOr<StepComputer::Loss> StepComputer::ComputeLoss(const BatchPipeline
   if (gradient_.empty() || gradient_.shape() != logits.values.shape()) {
     gradient_ = Tensor::Allocate(DT_FLOAT, logits.values.shape());
   }
+  const int threads = options_.job.training().worker_threads();
   LossOutputs outputs;
   outputs.gradient = gradient_.As<float>().data();
-  absl::Status status =
-      ComputeLossCpu(loss_options_, inputs, &outputs, options_.job.training().worker_threads());
+  absl::Status status = ComputeLossCpu(loss_options_, inputs, &outputs, threads);
+  if (status.ok() && !outputs.finite && inputs.teacher_weight > 0) {
+    // A teacher that has diverged must not take its students along: the labels alone, if they can.
+    inputs.teacher_weight = 0;
+    status = ComputeLossCpu(loss_options_, inputs, &outputs, threads);
+    LOG_IF(WARNING, outputs.finite) << "step " << step.assignment.step()
+                                    << ": predictions of a teacher are not finite; left out";
+  }
   if (!status.ok()) return Annotate(status, absl::StrCat("step ", step.assignment.step()));
   return Loss{outputs.sums, outputs.finite, inputs.teacher_weight > 0};
 }

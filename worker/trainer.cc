@@ -141,7 +141,6 @@ absl::Status Trainer::Compute(const BatchPipeline::Step& step) {
   const uint64_t incarnation = session_.incarnation;
   computer_->ForgetPredictions();
   for (;;) {
-    progress_->SetState("training", absl::StrCat("step ", step.assignment.step()));
     const StepComputer::Result result = computer_->Run(session_, step, &state_);
     if (!result.local_error.ok()) {
       fatal_ = result.local_error;
@@ -313,7 +312,7 @@ void Trainer::Beat() {
   }
   request.set_rank(options_.rank);
   *request.mutable_counters() = progress_->counters();
-  request.set_state(progress_->state());
+  request.set_state(progress_->description());
   const absl::StatusOr<HeartbeatReply> reply =
       options_.leader->Heartbeat(std::move(request), absl::Now() + kHeartbeatTimeout);
   if (reply.ok()) {
@@ -340,7 +339,7 @@ void Trainer::Leave(const absl::Status& status) {
   request.set_rank(options_.rank);
   request.set_incarnation(session_.incarnation);
   *request.mutable_counters() = progress_->counters();
-  request.set_state(progress_->state());
+  request.set_state(progress_->description());
   request.set_leaving(status.ok());
   if (!fatal_.ok()) request.set_fatal_error(fatal_.ToString());
   const absl::Time deadline = absl::Now() + kLeaveTimeout;

@@ -88,6 +88,9 @@ class FixedTeacher : public TeacherSource {
     if (silent_from <= batch.step && batch.step < silent_to) return predictions;
     Tensor logits = Tensor::Zeros(DT_FLOAT, {batch.rows, kOutputs});
     for (int64_t r = 0; r < batch.rows; ++r) logits.As<float>()[r * kOutputs] = 2;
+    if (batch.step == diverged_at) {
+      logits.As<float>()[4] = std::numeric_limits<float>::quiet_NaN();
+    }
     predictions.logits.push_back(logits);
     predictions.staleness_steps = batch.step % 4;
     predictions.prefetch_lag_steps = 1;
@@ -117,6 +120,7 @@ class FixedTeacher : public TeacherSource {
 
   absl::Status error;
   int64_t silent_from = 0, silent_to = 0;
+  int64_t diverged_at = -1;
 
  private:
   mutable Mutex mu_;
@@ -295,6 +299,23 @@ TEST(TrainerTest, StepsWithoutPredictionsAreTrainedOnLabelsAlone) {
   EXPECT_NE(with.group->weights(8), without.group->weights(8));
   EXPECT_EQ(with.progress.counters().teacher_skipped_steps(), 7);
   EXPECT_EQ(with.progress.counters().first_step_used(), 8);
+}
+
+TEST(TrainerTest, ATeacherThatHasDivergedIsLeftOut) {
+  TestWorker without(Job());
+  ASSERT_TRUE(without.Run().ok());
+  JobConfig job = Job();
+  EnableCodistillation(4, &job);
+  TestWorker with(job);
+  FixedTeacher teacher;
+  teacher.diverged_at = 5;
+  with.teachers = &teacher;
+  ASSERT_TRUE(with.Run().ok());
+  EXPECT_EQ(with.group->weights(5), without.group->weights(5));
+  EXPECT_NE(with.group->weights(6), without.group->weights(6));
+  EXPECT_EQ(with.progress.counters().teacher_skipped_steps(), 1);
+  EXPECT_EQ(with.progress.counters().first_step_used(), 6);
+  EXPECT_FALSE(with.group->pushes()[4].end.used_teacher());
 }
 
 TEST(TrainerTest, NoMoreStepsArePreparedThanTheJobPrefetches) {

@@ -23,6 +23,7 @@
 #include "common/metrics/metrics.h"
 #include "common/model/followed_model.h"
 #include "common/model/model.h"
+#include "common/rpc/channel.h"
 #include "glog/logging.h"
 #include "worker/data/dataset.h"
 #include "worker/dataset_batches.h"
@@ -159,6 +160,21 @@ Daemon::Options DaemonOptions(const JobConfig& job, const std::string& kind, Met
   return options;
 }
 
+// A batch's predictions travel in one message.
+absl::Status CheckPredictionSize(const JobConfig& job, const Dataset& dataset) {
+  const double bytes = static_cast<double>(job.training().batch_size()) *
+                       static_cast<double>(dataset.labels_per_example()) *
+                       static_cast<double>(job.model().num_outputs()) * sizeof(float);
+  constexpr double kRoom = 1 << 20;  // for states and names
+  if (bytes + kRoom <= kMaxPredictionBytes) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(
+      "training.batch_size: ", job.training().batch_size(), " examples of ",
+      dataset.labels_per_example(), " labels and ", job.model().num_outputs(),
+      " outputs make predictions of ", static_cast<int64_t>(bytes / (1 << 20)),
+      " MiB; a prediction server sends at most ", kMaxPredictionBytes >> 20,
+      " MiB. Fewer examples a worker would be right, or codistillation.enabled=false"));
+}
+
 absl::Status Train(const JobConfig& job, int group, int index, Metrics* metrics,
                    WorkerProgress* progress, Work* work, const Daemon& daemon) {
   CODISTILL_ASSIGN_OR_RETURN(const std::string leader_address, LeaderAddress(job, group));
@@ -178,6 +194,7 @@ absl::Status Train(const JobConfig& job, int group, int index, Metrics* metrics,
   TeacherClient::Options teacher_options;
   teacher_options.teachers = TeacherClient::TeachersInJob(job, group);
   if (!teacher_options.teachers.empty() && job.codistillation().weight() > 0) {
+    CODISTILL_RETURN_IF_ERROR(CheckPredictionSize(job, *dataset));
     teacher_options.model = job.model();
     teacher_options.codistillation = job.codistillation();
     teacher_options.metrics = metrics;
@@ -317,9 +334,11 @@ absl::Status Main(const std::vector<std::string>& arguments) {
 
 int main(int argc, char** argv) {
   // Large tensors come and go with every step. Kept in the process, their pages are not faulted in
-  // again each time, which is 5 to 10 times slower.
+  // again each time, which is 5 to 10 times slower. Only the main arena keeps them: the others
+  // unmap theirs as soon as they are empty.
   mallopt(M_MMAP_MAX, 0);
   mallopt(M_TRIM_THRESHOLD, -1);
+  mallopt(M_ARENA_MAX, 1);
   const std::vector<std::string> arguments =
       codistill::InitDaemon(argc, argv,
                             "Trains its share of a group's steps (--job J --group G --index I), or "

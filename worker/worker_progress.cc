@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "absl/strings/str_cat.h"
+
 namespace codistill {
 namespace {
 
@@ -168,6 +170,11 @@ WorkerCounters WorkerProgress::counters() const {
 std::string WorkerProgress::state() const {
   MutexLock lock(&mu_);
   return state_;
+}
+
+std::string WorkerProgress::description() const {
+  MutexLock lock(&mu_);
+  return detail_.empty() ? state_ : absl::StrCat(state_, " ", detail_);
 }
 
 void WorkerProgress::FillStatus(DaemonStatus* status) const {

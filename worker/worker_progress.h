@@ -40,7 +40,7 @@ class WorkerProgress {
   // `metrics` (optional) and `clock` are not owned.
   explicit WorkerProgress(Metrics* metrics, Clock* clock = Clock::Real());
 
-  // One word and one line for people.
+  // One word, and for people the rest of the line that it begins ("waiting", "for the next step").
   void SetState(const std::string& state, const std::string& detail = "");
   void SetGeneration(uint64_t generation);
   void AddTime(Activity activity, absl::Duration time);
@@ -51,6 +51,8 @@ class WorkerProgress {
 
   WorkerCounters counters() const;
   std::string state() const;
+  // State and detail in one line.
+  std::string description() const;
   // state, detail, step, generation, rate and worker.
   void FillStatus(DaemonStatus* status) const;
 

@@ -404,6 +404,19 @@ TEST_F(TensorClientTest, UnansweredPushEndsAtItsDeadline) {
   EXPECT_TRUE(absl::IsDeadlineExceeded(push->Finish(PushEnd()).status()));
 }
 
+TEST_F(TensorClientTest, UnansweredPushEndsWhenCancelled) {
+  shards_.set_on_push_frame([](int, const TensorFrame&, const FakeShards::Push&) {
+    return std::unique_ptr<FakeShards::Answer>();
+  });
+  auto push = StartPush();
+  push->AddGradient(kSmall, small_.data(), nullptr);
+  absl::Status status;
+  std::thread finish([&] { status = push->Finish(PushEnd()).status(); });
+  push->Cancel();
+  finish.join();
+  EXPECT_TRUE(absl::IsCancelled(status)) << status;
+}
+
 TEST_F(TensorClientTest, AbandonedPushIsCancelledAndLetsGoOfItsMemory) {
   const auto gradient = std::make_shared<std::vector<float>>(Ramp(1000000, 1));
   {
