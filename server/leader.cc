@@ -111,7 +111,7 @@ void GroupLeader::NotePhase() {
   if (phase == noted_phase_) return;
   LOG(INFO) << "group " << GroupName() << ": "
             << absl::AsciiStrToLower(GroupState::Phase_Name(phase)) << " (generation "
-            << generation_ << ", step " << step_ << ")" << (failed_ ? ": " + error_ : "");
+            << generation_ << ", step " << step_ << ")";
   noted_phase_ = phase;
   changed_ = true;
 }

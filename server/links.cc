@@ -96,6 +96,8 @@ class GrpcEndReporter final : public EndReporter {
         });
   }
 
+  void Stop() override { calls_.CancelAll(); }
+
  private:
   Mutex mu_;
   std::string address_ ABSL_GUARDED_BY(mu_);

@@ -119,10 +119,12 @@ absl::Status ParameterServer::Init() {
 ParameterServer::~ParameterServer() {
   leader_ticks_.reset();
   shard_ticks_.reset();
+  // Each side of every callback ends before the other is destroyed.
   if (leader_ != nullptr) leader_->Stop();
   links_.clear();
-  grpc_reporter_.reset();  // waits for its calls; the shard makes no more once it is drained
   if (shard_ != nullptr) shard_->Drain();
+  if (grpc_reporter_ != nullptr) grpc_reporter_->Stop();
+  shard_.reset();
 }
 
 std::vector<grpc::Service*> ParameterServer::services() {

@@ -34,6 +34,9 @@ class EndReporter {
   // Where the leader is from now on.
   virtual void SetLeader(const std::string& address) = 0;
   virtual void ReportEnd(ReportEndRequest request, std::function<void(absl::Status)> done) = 0;
+  // Ends what is under way and waits for it; later reports are answered UNAVAILABLE at once. The
+  // reporter itself must outlive the shard.
+  virtual void Stop() {}
 };
 
 struct ShardCounters {
