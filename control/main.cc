@@ -93,7 +93,9 @@ int Validate(const std::string& path, const std::vector<std::string>& sets) {
       size_t start = 0;
       while (start < text.size()) {
         const size_t end = std::min(text.find('\n', start), text.size());
-        if (end > start) out["errors"].push_back(text.substr(start, end - start));
+        const std::string line = text.substr(start, end - start);
+        // The first line of several mistakes is a heading, the file's name.
+        if (!line.empty() && line != path + ":") out["errors"].push_back(line);
         start = end + 1;
       }
     }
