@@ -41,13 +41,20 @@ absl::StatusOr<std::unique_ptr<StepComputer>> StepComputer::Create(Options optio
   none.classes = computer->options_.job.model().num_outputs();
   CODISTILL_RETURN_IF_ERROR(
       Annotate(ValidateLoss(computer->loss_options_, none), "model and codistillation"));
+  Executor::Options puller;
+  puller.name = "early-pull";
+  puller.queue_capacity = 1;
+  CODISTILL_ASSIGN_OR_RETURN(computer->puller_, Executor::Create(std::move(puller)));
   return computer;
 }
+
+StepComputer::~StepComputer() { EndEarlyPull(/*cancel=*/true); }
 
 StepComputer::StepComputer(Options options)
     : options_(std::move(options)),
       loss_options_(LossOptionsOf(options_.job)),
-      group_hash_(HashString(options_.job.groups(options_.group).name())) {
+      group_hash_(HashString(options_.job.groups(options_.group).name())),
+      sync_(options_.job.training().update_mode() == TrainingConfig::SYNC) {
   const TensorList& tensors = options_.model->tensors();
   for (int i = 0; i < tensors.tensors_size(); ++i) {
     if (tensors.tensors(i).role() == TensorSpec::BUFFER) buffers_.push_back(i);
@@ -127,9 +134,12 @@ StepComputer::Result StepComputer::Run(const Session& session, const BatchPipeli
   }
   end.set_used_teacher(loss->used_teacher);
   end.set_teacher_weight(loss->used_teacher ? assignment.teacher_weight() : 0);
-  SetTransfer(nullptr, push.get());
+  // Nothing reads the weights any more: gradients and buffers have memory of their own.
+  StartEarlyPull(session, assignment.step());
+  SetTransfer(session.tensors.get(), push.get());
   absl::StatusOr<PushStream::Result> pushed = push->Finish(std::move(end));
   SetTransfer(nullptr, nullptr);
+  if (!pushed.ok()) EndEarlyPull(/*cancel=*/true);
   watch.Lap(WorkerProgress::kPush);
   if (!pushed.ok()) {
     result.transfer_error = pushed.status();
@@ -172,15 +182,50 @@ void StepComputer::CancelTransfer() {
 }
 
 absl::StatusOr<int64_t> StepComputer::Pull(const Session& session, const Assignment& assignment) {
-  const bool sync = options_.job.training().update_mode() == TrainingConfig::SYNC;
+  const auto early = EndEarlyPull(/*cancel=*/false);
+  if (early != nullptr && early->status.ok() && early->generation == session.generation &&
+      early->step == assignment.weights_step()) {
+    return early->step;
+  }
+  return PullNow(session.tensors.get(), session.generation, assignment.weights_step());
+}
+
+absl::StatusOr<int64_t> StepComputer::PullNow(TensorClient* tensors, uint64_t generation,
+                                              int64_t step) {
   CODISTILL_ASSIGN_OR_RETURN(
       const TensorClient::PullResult pulled,
-      session.tensors->Pull(
-          sync ? TensorClient::Source::kStep : TensorClient::Source::kAtLeastStep,
-          session.generation, assignment.weights_step(), options_.model->storage(),
-          absl::Now() + kTransferWait + absl::Seconds(model_bytes_ / kSlowestTransfer)));
+      tensors->Pull(sync_ ? TensorClient::Source::kStep : TensorClient::Source::kAtLeastStep,
+                    generation, step, options_.model->storage(),
+                    absl::Now() + kTransferWait + absl::Seconds(model_bytes_ / kSlowestTransfer)));
   options_.progress->AddPulled(pulled.bytes);
-  return sync ? assignment.weights_step() : pulled.version.step();
+  return sync_ ? step : pulled.version.step();
+}
+
+void StepComputer::StartEarlyPull(const Session& session, int64_t step) {
+  // ASYNC: what could be had now would lack this very push.
+  if (!sync_ || step >= options_.job.stop().steps()) return;
+  auto early = std::make_shared<EarlyPull>();
+  early->tensors = session.tensors;
+  early->generation = session.generation;
+  early->step = step;
+  const absl::Status status = puller_->Schedule([this, early] {
+    early->status = PullNow(early->tensors.get(), early->generation, early->step).status();
+    early->done.Notify();
+  });
+  if (status.ok()) early_pull_ = std::move(early);
+}
+
+std::shared_ptr<StepComputer::EarlyPull> StepComputer::EndEarlyPull(bool cancel) {
+  const std::shared_ptr<EarlyPull> early = std::move(early_pull_);
+  if (early == nullptr) return nullptr;
+  if (cancel) {
+    // Again and again, because it may be just about to begin.
+    do {
+      early->tensors->CancelPull();
+    } while (!early->done.WaitForNotificationWithTimeout(absl::Milliseconds(5)));
+  }
+  early->done.WaitForNotification();
+  return early;
 }
 
 absl::StatusOr<Model::Logits> StepComputer::Forward(const BatchPipeline::Step& step,

@@ -8,7 +8,9 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/time.h"
+#include "common/base/executor.h"
 #include "common/base/mutex.h"
 #include "common/client/tensor_client.h"
 #include "common/model/model.h"
@@ -24,7 +26,8 @@ namespace codistill {
 
 // One step of a worker, from a batch and a place to get the weights from to the decision about its
 // push: pull, forward, teachers, loss, backward, each gradient on its way as soon as there is one.
-// Used by one thread.
+// In SYNC the weights that a push leads to are asked for together with the decision about it, so
+// that a step begins one round trip earlier. Used by one thread.
 class StepComputer {
  public:
   struct Options {
@@ -37,6 +40,7 @@ class StepComputer {
   };
   // INVALID_ARGUMENT: a loss that the kernel does not take.
   static absl::StatusOr<std::unique_ptr<StepComputer>> Create(Options options);
+  ~StepComputer();
 
   // Membership under which steps are computed.
   struct Session {
@@ -71,8 +75,22 @@ class StepComputer {
     bool used_teacher = false;
   };
 
+  // A pull into the model on puller_'s thread.
+  struct EarlyPull {
+    std::shared_ptr<TensorClient> tensors;
+    uint64_t generation = 0;
+    int64_t step = 0;
+    absl::Notification done;
+    absl::Status status;  // once done
+  };
+
   explicit StepComputer(Options options);
+  // The step of the weights that are in the model then.
   absl::StatusOr<int64_t> Pull(const Session& session, const Assignment& assignment);
+  absl::StatusOr<int64_t> PullNow(TensorClient* tensors, uint64_t generation, int64_t step);
+  void StartEarlyPull(const Session& session, int64_t step);
+  // Waits for the early pull, if there is one, and forgets it. `cancel`: it is not wanted.
+  std::shared_ptr<EarlyPull> EndEarlyPull(bool cancel);
   absl::StatusOr<Model::Logits> Forward(const BatchPipeline::Step& step, Model::States* states);
   absl::Status TakePredictions(const BatchPipeline::Step& step);
   // Fills gradient_.
@@ -85,11 +103,14 @@ class StepComputer {
   const Options options_;
   const LossOptions loss_options_;
   const uint64_t group_hash_;
+  const bool sync_;
   std::vector<int> buffers_;  // indices in model->tensors()
   int64_t model_bytes_ = 0;
   Tensor gradient_;  // with respect to the logits, reused
   std::optional<TeacherPredictions> predictions_;
   absl::Duration last_step_;  // how long the last one took
+  std::shared_ptr<EarlyPull> early_pull_;
+  std::unique_ptr<Executor> puller_;
 
   Mutex mu_;
   TensorClient* pull_ ABSL_GUARDED_BY(mu_) = nullptr;

@@ -555,8 +555,9 @@ TEST(TrainerTest, RecurrentStateComesBackWithTheCheckpoint) {
   ASSERT_TRUE(restored.Run().ok());
   EXPECT_EQ(restored.group->weights(kSteps), steady.group->weights(kSteps));
   const auto& states = restored.model.first_states();
-  ASSERT_EQ(states.size(), static_cast<size_t>(kSteps + 2));
-  EXPECT_EQ(states[11], 3) << "step 10 again, the fourth of its epoch";
+  // Step 10, the fourth of its epoch, again and on from there.
+  ASSERT_GE(states.size(), static_cast<size_t>(kSteps + 2));
+  EXPECT_THAT(std::vector<float>(states.end() - 7, states.end()), ElementsAre(3, 4, 5, 0, 1, 2, 3));
 
   // A new process of the worker gets it too.
   TestWorker again(Job(), /*recurrent=*/true);

@@ -97,7 +97,7 @@ class FakeGroup::Push : public PushStream {
   void AddBuffer(int index, const void* data, std::shared_ptr<const void>) override {
     buffers_[index] = Copy(group_->tensors_.tensors(index), data);
   }
-  void Cancel() override { group_->Cancel(); }
+  void Cancel() override { group_->CancelPush(); }
   void AddWorkerState(std::string state) override { worker_state_ = std::move(state); }
   absl::StatusOr<Result> Finish(PushEnd end) override {
     return group_->Decide(header_, std::move(gradients_), std::move(buffers_),
@@ -128,7 +128,7 @@ class FakeGroup::Tensors : public TensorClient {
     FakeGroup& g = *group_;
     if (absl::Status status = g.Scripted(kPull); !status.ok()) return status;
     if (absl::Status status = g.CheckGeneration(generation); !status.ok()) return status;
-    if (step == g.park_pull_) return g.Park();
+    if (absl::Status status = g.AwaitStep(generation, step); !status.ok()) return status;
     CHECK_EQ(static_cast<int>(source),
              static_cast<int>(g.sync_ ? Source::kStep : Source::kAtLeastStep));
     if (g.sync_ && step != g.step_) {
@@ -145,7 +145,7 @@ class FakeGroup::Tensors : public TensorClient {
     return result;
   }
 
-  void CancelPull() override { group_->Cancel(); }
+  void CancelPull() override { group_->CancelPull(); }
 
   std::unique_ptr<PushStream> StartPush(const PushHeader& header, absl::Time) override {
     return std::make_unique<Push>(group_, header);
@@ -182,17 +182,33 @@ FakeGroup::connect() {
   };
 }
 
-absl::Status FakeGroup::Park() {
-  ++parked_;
-  mu_.Await(absl::Condition(&cancelled_));
-  --parked_;
-  cancelled_ = false;
-  return absl::CancelledError("cancelled");
+absl::Status FakeGroup::AwaitStep(uint64_t generation, int64_t step) {
+  pull_waits_ = true;
+  pull_parked_ = step == park_pull_;
+  const auto over = [&]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    return pull_cancelled_ || generation != generation_ || (step_ >= step && step != park_pull_);
+  };
+  mu_.Await(absl::Condition(&over));
+  pull_waits_ = pull_parked_ = false;
+  if (!std::exchange(pull_cancelled_, false)) return CheckGeneration(generation);
+  return absl::CancelledError("pull cancelled");
 }
 
-void FakeGroup::Cancel() {
+absl::Status FakeGroup::ParkPush() {
+  push_parked_ = true;
+  mu_.Await(absl::Condition(&push_cancelled_));
+  push_parked_ = push_cancelled_ = false;
+  return absl::CancelledError("push cancelled");
+}
+
+void FakeGroup::CancelPull() {
   MutexLock lock(&mu_);
-  cancelled_ = parked_ > 0;
+  pull_cancelled_ = pull_waits_;
+}
+
+void FakeGroup::CancelPush() {
+  MutexLock lock(&mu_);
+  push_cancelled_ = push_parked_;
 }
 
 void FakeGroup::ParkPullsOf(int64_t step) {
@@ -207,7 +223,7 @@ void FakeGroup::ParkPushOf(int64_t step) {
 
 int64_t FakeGroup::parked() const {
   MutexLock lock(&mu_);
-  return parked_;
+  return (pull_parked_ ? 1 : 0) + (push_parked_ ? 1 : 0);
 }
 
 absl::Status FakeGroup::Scripted(Call call) {
@@ -237,7 +253,7 @@ absl::StatusOr<PushStream::Result> FakeGroup::Decide(const TensorClient::PushHea
     MutexLock lock(&mu_);
     if (absl::Status status = Scripted(kPush); !status.ok()) return status;
     if (absl::Status status = CheckGeneration(header.generation); !status.ok()) return status;
-    if (header.step == park_push_) return Park();
+    if (header.step == park_push_) return ParkPush();
     result.bytes = 1;
     if (sync_ && header.step <= step_) {
       result.outcome = DUPLICATE;

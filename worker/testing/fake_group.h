@@ -77,9 +77,11 @@ class FakeGroup {
     std::vector<Tensor> tensors;
   };
 
-  // Waits to be cancelled.
-  absl::Status Park() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  void Cancel();
+  // Waits until `step` is committed (pulls) or to be cancelled.
+  absl::Status AwaitStep(uint64_t generation, int64_t step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::Status ParkPush() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void CancelPull();
+  void CancelPush();
   absl::Status Scripted(Call call) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckGeneration(uint64_t generation) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<PushStream::Result> Decide(const TensorClient::PushHeader& header,
@@ -107,8 +109,12 @@ class FakeGroup {
   std::map<int64_t, std::function<void()>> after_ ABSL_GUARDED_BY(mu_);
   int64_t park_pull_ ABSL_GUARDED_BY(mu_) = -1;
   int64_t park_push_ ABSL_GUARDED_BY(mu_) = -1;
-  int64_t parked_ ABSL_GUARDED_BY(mu_) = 0;
-  bool cancelled_ ABSL_GUARDED_BY(mu_) = false;
+  // Waiting for what does not come by itself.
+  bool pull_parked_ ABSL_GUARDED_BY(mu_) = false;
+  bool push_parked_ ABSL_GUARDED_BY(mu_) = false;
+  bool pull_waits_ ABSL_GUARDED_BY(mu_) = false;
+  bool pull_cancelled_ ABSL_GUARDED_BY(mu_) = false;
+  bool push_cancelled_ ABSL_GUARDED_BY(mu_) = false;
   std::vector<Pushed> pushes_ ABSL_GUARDED_BY(mu_);
   std::vector<HeartbeatRequest> heartbeats_ ABSL_GUARDED_BY(mu_);
 };
