@@ -1,14 +1,16 @@
 #include "server/shard.h"
 
+#include <algorithm>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
-#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "common/base/fault_injecting_file_system.h"
+#include "common/base/mutex.h"
 #include "common/checkpoint/manifest.h"
 #include "common/config/shard_map.h"
 #include "gmock/gmock.h"
@@ -59,17 +61,24 @@ class ListeningLeader final : public EndReporter {
 // An answer that comes some time.
 template <typename T>
 struct Answer {
-  absl::Notification come;
+  Mutex mu;
+  bool answered ABSL_GUARDED_BY(mu) = false;
   absl::StatusOr<T> value;
 
   ModelShard::Done<T> Catch() {
     return [this](absl::StatusOr<T> answer) {
+      MutexLock lock(&mu);
       value = std::move(answer);
-      come.Notify();
+      answered = true;
     };
   }
+  bool come() {
+    MutexLock lock(&mu);
+    return answered;
+  }
   absl::StatusOr<T>& Wait() {
-    EXPECT_TRUE(come.WaitForNotificationWithTimeout(absl::Seconds(20)));
+    MutexLock lock(&mu);
+    EXPECT_TRUE(mu.AwaitWithTimeout(absl::Condition(&answered), absl::Seconds(20)));
     return value;
   }
 };
@@ -246,8 +255,8 @@ TEST_F(ShardTest, AStepFromPushToPull) {
   ASSERT_EQ(leader_.reports().size(), 2u);
   EXPECT_EQ(leader_.reports()[1].rank(), 1);
   EXPECT_EQ(leader_.reports()[1].group().run_id(), "run-7");
-  EXPECT_FALSE(a->come.HasBeenNotified());
-  EXPECT_FALSE(waiting->come.HasBeenNotified());
+  EXPECT_FALSE(a->come());
+  EXPECT_FALSE(waiting->come());
   ASSERT_TRUE(Commit(1, {Of(0), Of(1)}, {}, /*publish=*/true).ok());
   EXPECT_EQ(a->Wait()->outcome(), APPLIED);
   EXPECT_EQ(b->Wait()->step(), 1);
@@ -321,7 +330,7 @@ TEST_F(ShardTest, ReportsAreRepeatedUntilTheLeaderAnswers) {
   shard_->Tick();
   shard_->Tick();
   EXPECT_EQ(leader_.reports().size(), 3u);
-  EXPECT_FALSE(push->come.HasBeenNotified());
+  EXPECT_FALSE(push->come());
   // A refusal is the push's answer.
   leader_.set_answer(absl::FailedPreconditionError("incarnation 1 was replaced"));
   EXPECT_EQ(Push(Begin(1, 1))->Wait().status().code(), absl::StatusCode::kFailedPrecondition);
@@ -361,7 +370,7 @@ TEST_F(ShardTest, ParkedPullsAreBounded) {
   std::vector<std::unique_ptr<Answer<std::unique_ptr<PullSource>>>> pulls;
   for (int i = 0; i < 24; ++i) {
     pulls.push_back(Pull([](PullRequest* r) { r->set_step(7); }));
-    EXPECT_FALSE(pulls.back()->come.HasBeenNotified());
+    EXPECT_FALSE(pulls.back()->come());
   }
   const auto more = Pull([](PullRequest* r) { r->set_step(7); });
   EXPECT_EQ(more->Wait().status().code(), absl::StatusCode::kResourceExhausted);
