@@ -5,6 +5,7 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/parallel.h"
 #include "common/base/status.h"
 #include "cuda/loss.h"
 #include "worker/dataset_batches.h"
@@ -82,6 +83,21 @@ class Tally {
   std::vector<ScoredLabel> scores_;
 };
 
+// What `model` makes of a batch, into its tally. Leaves in `logits` what Tally::Add does.
+absl::Status Measure(const Model& model, const JobConfig& job, const StudentBatch& batch,
+                     bool differences, Tally* tally, Tensor* logits) {
+  if (batch.starts_epoch) tally->states.clear();
+  CODISTILL_ASSIGN_OR_RETURN(
+      Model::Logits predicted,
+      model.Predict(batch.inputs, job.model().states_size() > 0 ? &tally->states : nullptr));
+  if (predicted.rows != batch.rows) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(predicted.rows, " rows of logits for a batch with ", batch.rows, " labels"));
+  }
+  *logits = std::move(predicted.values);
+  return tally->Add(batch, differences, logits);
+}
+
 }  // namespace
 
 absl::StatusOr<Evaluation> EvaluateModels(const EvaluateOptions& options,
@@ -96,6 +112,7 @@ absl::StatusOr<Evaluation> EvaluateModels(const EvaluateOptions& options,
   }
   std::vector<Tally> tallies(models.size(), Tally(job));
   std::vector<Tensor> logits(models.size());
+  std::vector<absl::Status> statuses(models.size());
   CompensatedSum difference;
   int64_t compared = 0;
   const bool compare = models.size() > 1;
@@ -107,18 +124,15 @@ absl::StatusOr<Evaluation> EvaluateModels(const EvaluateOptions& options,
     CODISTILL_RETURN_IF_ERROR(data.Fill(EvaluationExamples(data, total, begin, end), &filled));
     CODISTILL_ASSIGN_OR_RETURN(const StudentBatch batch,
                                ToStudentBatch(job.model(), std::move(filled)));
+    ParallelFor(options.parallel_models, static_cast<int64_t>(models.size()), 1,
+                [&](int64_t first, int64_t last) {
+                  for (int64_t m = first; m < last; ++m) {
+                    statuses[m] = Measure(*models[m], job, batch, compare, &tallies[m], &logits[m]);
+                  }
+                });
     for (size_t m = 0; m < models.size(); ++m) {
-      if (batch.starts_epoch) tallies[m].states.clear();
-      auto predicted = models[m]->Predict(
-          batch.inputs, job.model().states_size() > 0 ? &tallies[m].states : nullptr);
-      if (predicted.ok() && predicted->rows != batch.rows) {
-        predicted = absl::InvalidArgumentError(absl::StrCat(
-            predicted->rows, " rows of logits for a batch with ", batch.rows, " labels"));
-      }
-      if (!predicted.ok()) return Annotate(predicted.status(), absl::StrCat("model ", m));
-      logits[m] = std::move(predicted->values);
-      CODISTILL_RETURN_IF_ERROR(Annotate(tallies[m].Add(batch, compare, &logits[m]),
-                                         absl::StrCat("model ", m, ", examples from ", begin)));
+      CODISTILL_RETURN_IF_ERROR(
+          Annotate(statuses[m], absl::StrCat("model ", m, ", examples from ", begin)));
     }
     for (size_t a = 0; a < models.size(); ++a) {
       for (size_t b = a + 1; b < models.size(); ++b) {

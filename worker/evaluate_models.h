@@ -20,6 +20,8 @@ struct EvaluateOptions {
   // At most so many examples, always the same (EvaluationExamples); 0 = all. Text: the first,
   // rounded up to whole segments of all lanes.
   int64_t max_examples = 0;
+  // Models that compute at the same time. Results do not depend on it.
+  int parallel_models = 1;
   // Optional: asked between batches; true ends it with CANCELLED.
   std::function<bool()> stop;
   // Optional: told after each batch.

@@ -145,6 +145,14 @@ TEST(EvaluateModelsTest, LossAccuracyAndDisagreementByTheBook) {
   }
   EXPECT_NEAR(evaluation->disagreement, difference / (kSize * kClasses * 3), 1e-7);
   EXPECT_THAT(progress, ElementsAre(8, 16, 24, 32, 37));
+
+  options.parallel_models = 3;
+  auto parallel = EvaluateModels(options, {&models[0], &models[1], &models[2]});
+  ASSERT_TRUE(parallel.ok()) << parallel.status();
+  EXPECT_EQ(parallel->disagreement, evaluation->disagreement);
+  for (int m = 0; m < 3; ++m) {
+    EXPECT_EQ(parallel->results[m].loss(), evaluation->results[m].loss());
+  }
 }
 
 TEST(EvaluateModelsTest, LabelSmoothingIsForTrainingOnly) {

@@ -1,6 +1,7 @@
 #include "worker/evaluator.h"
 
 #include <algorithm>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -167,6 +168,8 @@ absl::Status Evaluator::EvaluateLast(const std::vector<SnapshotPtr>& held) {
   EvaluateOptions options;
   options.job = &options_.job;
   options.validation = options_.validation;
+  // The groups have finished: the machine is ours.
+  options.parallel_models = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   options.stop = [this] { return stopping(); };
   options.on_progress = [this, step](int64_t done, int64_t total) {
     SetState("evaluating",

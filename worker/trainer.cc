@@ -151,6 +151,11 @@ absl::Status Trainer::Compute(const BatchPipeline::Step& step) {
       LOG_IF(WARNING, result.push.outcome != APPLIED && result.push.outcome != DUPLICATE)
           << "step " << step.assignment.step() << ": push " << PushOutcome_Name(result.push.outcome)
           << " " << result.push.message;
+      if (!sync_ && result.push.outcome == DROPPED_LATE) {
+        // The group has reached its last step, which in ASYNC may be anybody's: what is ready here
+        // is not wanted any more, and the leader says so when asked.
+        pipeline_->Restart(session_.generation, session_.incarnation);
+      }
       return absl::OkStatus();
     }
     CODISTILL_RETURN_IF_ERROR(Recover(result.transfer_error));

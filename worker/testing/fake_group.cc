@@ -45,13 +45,14 @@ class FakeGroup::Leader : public LeaderClient {
     if (absl::Status status = g.Scripted(kAssign); !status.ok()) return status;
     if (absl::Status status = g.CheckGeneration(request.generation()); !status.ok()) return status;
     GetAssignmentsReply reply;
-    if (g.draining_) {
+    if (g.draining_ || g.step_ >= g.job_.stop().steps()) {
       reply.set_finished(true);
       return reply;
     }
     int64_t next = request.first_step();
     if (next == 0) next = g.sync_ ? g.step_ + 1 : g.assigned_ + 1;
-    for (int i = 0; i < request.max_assignments() && next <= g.job_.stop().steps(); ++i, ++next) {
+    for (int i = 0; i < request.max_assignments(); ++i, ++next) {
+      if (g.sync_ && next > g.job_.stop().steps()) break;
       Assignment* assignment = reply.add_assignments();
       assignment->set_step(next);
       assignment->set_first_example((next - 1) * g.job_.training().batch_size());
@@ -61,7 +62,6 @@ class FakeGroup::Leader : public LeaderClient {
       assignment->set_want_worker_state(g.want_state_[next]);
       g.assigned_ = std::max(g.assigned_, next);
     }
-    reply.set_finished(reply.assignments().empty());
     return reply;
   }
 
@@ -258,6 +258,10 @@ absl::StatusOr<PushStream::Result> FakeGroup::Decide(const TensorClient::PushHea
     if (sync_ && header.step <= step_) {
       result.outcome = DUPLICATE;
       result.step = header.step;
+      return result;
+    }
+    if (step_ >= job_.stop().steps()) {
+      result.outcome = DROPPED_LATE;
       return result;
     }
     CHECK(!sync_ || header.step == step_ + 1) << header.step << " after " << step_;
