@@ -175,6 +175,7 @@ absl::StatusOr<RestoreReply> ModelShard::DoRestore(const RestoreRequest& request
     decisions_.clear();
     last_applied_.clear();
     async_reports_.clear();
+    written_ = Written();
     FailAll(absl::AbortedError(absl::StrCat("the group begins generation ", request.generation(),
                                             "; register again")),
             &effects);
@@ -307,7 +308,12 @@ absl::StatusOr<CommitReply> ModelShard::DoCommitSync(const CommitRequest& reques
 
 void ModelShard::Keep(const CommitRequest& request) {
   if (request.publish()) store_->Publish(request.step());
-  if (request.checkpoint()) store_->TakeSnapshot(request.step());
+  if (!request.checkpoint()) return;
+  {
+    MutexLock lock(&mu_);
+    written_ = Written();
+  }
+  store_->TakeSnapshot(request.step());
 }
 
 void ModelShard::Resolve(const CommitRequest& request, Effects* effects) {
@@ -388,6 +394,10 @@ absl::StatusOr<WriteCheckpointReply> ModelShard::DoWriteCheckpoint(
       return absl::AbortedError(absl::StrCat(Name(), " is in generation ", generation_,
                                              ", the checkpoint in ", request.generation()));
     }
+    if (written_.generation == request.generation() && written_.step == request.step() &&
+        written_.directory == request.directory()) {
+      return written_.reply;  // asked again: the answer was lost
+    }
     snapshot = store_->snapshot(request.step());
   }
   if (snapshot == nullptr) {
@@ -420,6 +430,7 @@ absl::StatusOr<WriteCheckpointReply> ModelShard::DoWriteCheckpoint(
   reply.set_file_name(file->name());
   reply.set_bytes(file->bytes());
   reply.set_crc32c(file->crc32c());
+  written_ = {request.generation(), request.step(), request.directory(), reply};
   return reply;
 }
 

@@ -134,6 +134,13 @@ class ModelShard {
     int64_t step = 0;
     std::set<int32_t> applied, rejected;
   };
+  // The last checkpoint file: a leader that lost the answer asks again when the snapshot is gone.
+  struct Written {
+    uint64_t generation = 0;  // 0 = none
+    int64_t step = 0;
+    std::string directory;
+    WriteCheckpointReply reply;
+  };
   using Effects = std::vector<std::function<void()>>;
 
   explicit ModelShard(Options options);
@@ -195,6 +202,7 @@ class ModelShard {
   std::deque<ReportEndRequest> async_reports_ ABSL_GUARDED_BY(mu_);
   bool async_reporting_ ABSL_GUARDED_BY(mu_) = false;
 
+  Written written_ ABSL_GUARDED_BY(mu_);
   ShardCounters counters_ ABSL_GUARDED_BY(mu_);
 
   // Last, so that they end before what their tasks use.

@@ -430,6 +430,19 @@ TEST_F(ShardTest, CheckpointAndBack) {
   const auto written = write();
   ASSERT_TRUE(written.ok()) << written.status();
   EXPECT_EQ(written->file_name(), "shard-0-of-1-1-1-1");
+  // The answer was lost: the same file is told again, though the snapshot is gone.
+  request.set_attempt(2);
+  const auto again = write();
+  ASSERT_TRUE(again.ok()) << again.status();
+  EXPECT_EQ(again->file_name(), written->file_name());
+  EXPECT_EQ(again->crc32c(), written->crc32c());
+  EXPECT_EQ(shard_->counters().checkpoints, 1);
+  // A new snapshot of the step is another file.
+  ASSERT_TRUE(Commit(1, {}, {}, false, /*checkpoint=*/true).ok());
+  request.set_attempt(3);
+  const auto anew = write();
+  ASSERT_TRUE(anew.ok()) << anew.status();
+  EXPECT_EQ(anew->file_name(), "shard-0-of-1-1-1-3");
   request.set_step(2);
   EXPECT_EQ(write().status().code(), absl::StatusCode::kNotFound);
 
