@@ -92,16 +92,18 @@ GroupRef GroupLeader::Ref() const {
 
 // ------------------------------------------------------------------------------------------ state
 
+bool GroupLeader::Finished() const {
+  return stage_ == Stage::kReady && step_ >= stop_steps_ && newest_cut_ >= stop_steps_ &&
+         (!HasDirectory() || checkpointed_step_ >= stop_steps_);
+}
+
 GroupState::Phase GroupLeader::PhaseNow() const {
   if (failed_) return GroupState::FAILED;
   if (draining_) return GroupState::DRAINING;
   if (stage_ != Stage::kReady) {
     return opened_before_ ? GroupState::RESTORING : GroupState::STARTING;
   }
-  if (step_ >= stop_steps_ && (!HasDirectory() || checkpointed_step_ >= stop_steps_) &&
-      newest_cut_ >= stop_steps_) {
-    return GroupState::FINISHED;
-  }
+  if (Finished()) return GroupState::FINISHED;
   if (!started_) return GroupState::STARTING;
   return paused_ ? GroupState::PAUSED : GroupState::TRAINING;
 }

@@ -181,6 +181,8 @@ class GroupLeader {
   bool HasDirectory() const { return !directory_path_.empty(); }
 
   // --- leader.cc
+  // The last step is committed, published and, where there is a directory, on disk.
+  bool Finished() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   GroupState::Phase PhaseNow() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void NotePhase() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Fail(const std::string& message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

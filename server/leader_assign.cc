@@ -122,11 +122,12 @@ void GroupLeader::GetAssignments(const GetAssignmentsRequest& request, absl::Tim
 }
 
 bool GroupLeader::TryAssign(const GetAssignmentsRequest& request, GetAssignmentsReply* reply) {
-  if (draining_ || step_ >= stop_steps_) {
+  if (draining_ || Finished()) {
     reply->set_finished(true);
     return true;
   }
-  if (!started_) return false;
+  // After the last step workers wait for its checkpoint: until then they may be needed again.
+  if (!started_ || step_ >= stop_steps_) return false;
   if (sync_) {
     AssignSync(request, reply);
   } else {

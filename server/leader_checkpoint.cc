@@ -140,6 +140,7 @@ void GroupLeader::OnManifestWritten(uint64_t epoch, const absl::Status& status) 
             << absl::ToDoubleSeconds(options_.clock->Now() - checkpoint_->begin)
             << " s: " << last_checkpoint_.manifest();
   EndCheckpoint(absl::OkStatus());
+  WakeAssignments();  // after the last step they wait for this
 }
 
 void GroupLeader::EndCheckpoint(const absl::Status& status) {

@@ -135,6 +135,57 @@ TEST_F(LeaderTest, WithoutCheckpointsALostShardMeansTheInitialWeights) {
   EXPECT_EQ(shards_[1]->restores.back().manifest(), "");
 }
 
+TEST_F(LeaderTest, WithoutCheckpointsAFinishedModelIsLostWithItsShard) {
+  Start();
+  Run(1, 20);
+  ASSERT_EQ(Phase(), GroupState::FINISHED);
+  shards_[1]->nonce = 200;
+  shards_[1]->generation = 0;
+  const size_t restores = shards_[0]->restores.size();
+  Pass(absl::Seconds(1));
+  EXPECT_EQ(Phase(), GroupState::FAILED);
+  EXPECT_EQ(State().error(),
+            "shard 1 of group alpha was restarted after the last step, and the job has no "
+            "checkpoint.directory: the model is lost");
+  EXPECT_EQ(shards_[0]->restores.size(), restores);
+}
+
+TEST_F(LeaderTest, WithoutCheckpointsANextLeaderCountsARestore) {
+  Start();
+  EXPECT_EQ(leader_->GetHistory().restores(), 0);
+  Run(1, 3);
+  Start();  // another leader, as after a crash
+  EXPECT_EQ(StepNow(), 0);
+  EXPECT_EQ(leader_->GetHistory().restores(), 1);
+}
+
+TEST_F(LeaderTest, WorkersStayUntilTheLastCheckpointIsWritten) {
+  UseCheckpoints(5);
+  Start();
+  Run(1, 19);
+  shards_[1]->hold_writes = true;
+  Run(20, 20);
+  const auto first = Ask(0, 21), second = Ask(1, 21);
+  EXPECT_FALSE(first->answered);
+  // A shard lost now takes the group back, and the workers are still there.
+  shards_[1]->nonce = 200;
+  shards_[1]->generation = 0;
+  Pass(absl::Seconds(1));
+  EXPECT_EQ(StepNow(), 15);
+  ASSERT_TRUE(first->answered);
+  EXPECT_EQ(first->reply.status().code(), absl::StatusCode::kAborted);
+  shards_[1]->held.clear();
+  ASSERT_TRUE(Register(0).ok());
+  ASSERT_TRUE(Register(1).ok());
+  Run(16, 20);
+  const auto third = Ask(0, 21);
+  EXPECT_FALSE(third->answered);
+  shards_[1]->Release();
+  ASSERT_TRUE(third->answered);
+  EXPECT_TRUE(third->reply->finished());
+  EXPECT_EQ(Phase(), GroupState::FINISHED);
+}
+
 TEST_F(LeaderTest, ShardThatWasOnlyOutOfReachGoesOn) {
   Start();
   const uint64_t generation = State().version().generation();

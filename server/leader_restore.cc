@@ -100,6 +100,13 @@ void GroupLeader::OnProbeReply(uint64_t epoch, int s, bool was_loaded,
 
 void GroupLeader::BeginRestore(const std::string& reason) {
   if (failed_ || stopped_) return;
+  if (Finished() && !HasDirectory()) {
+    // Workers have left, and whoever loads a finished group must not get untrained weights.
+    Fail(absl::StrCat(
+        reason,
+        " after the last step, and the job has no checkpoint.directory: the model is lost"));
+    return;
+  }
   LOG(WARNING) << "group " << GroupName() << ": the group is restored: " << reason;
   if (++fruitless_restores_ > kMaxFruitlessRestores) {
     Fail(absl::StrCat("restored ", kMaxFruitlessRestores,
@@ -206,6 +213,14 @@ void GroupLeader::OnOpened(uint64_t epoch, Opening opening) {
   }
   generation_ = opening.generation;
   if (!opened_before_ && opening.last_generation > 0) taken_up_ = true;
+  if (!opened_before_ && !HasDirectory() &&
+      std::any_of(shards_.begin(), shards_.end(),
+                  [](const ShardState& shard) { return shard.generation > 0; })) {
+    taken_up_ = true;
+    LOG(ERROR) << "group " << GroupName()
+               << ": an earlier leader trained this group, and the job has no "
+                  "checkpoint.directory: training starts over from the initial weights";
+  }
   origin_ = std::move(opening.manifest);
   manifest_ = origin_ == nullptr ? "" : ManifestName(origin_->version());
   stage_ = Stage::kRestoring;

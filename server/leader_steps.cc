@@ -55,9 +55,9 @@ void GroupLeader::OnEndSync(const ReportEndRequest& request) {
 
 void GroupLeader::OnEndAsync(const ReportEndRequest& request) {
   ShardState& shard = shards_[request.shard()];
-  if (request.step() <= shard.step) return;
-  shard.step = request.step();
-  if (request.shard() == 0) {
+  shard.step = std::max(shard.step, request.step());
+  // A probe may have brought shard 0's count already: only reports count as steps of the group.
+  if (request.shard() == 0 && request.step() > step_) {
     step_ = request.step();
     if (!request.worker_state().empty()) {
       async_states_[request.rank()] = request.worker_state();
@@ -73,7 +73,8 @@ void GroupLeader::OnEndAsync(const ReportEndRequest& request) {
       if (async_cuts_.size() > kMaxAsyncCuts) async_cuts_.pop_front();
     }
   }
-  const bool all_there = std::all_of(shards_.begin(), shards_.end(),
+  const bool all_there = step_ >= stop_steps_ &&
+                         std::all_of(shards_.begin(), shards_.end(),
                                      [this](const ShardState& s) { return s.step >= stop_steps_; });
   if (all_there && !async_final_) {
     async_final_ = true;
