@@ -10,6 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
+#include "common/base/crc32c.h"
 #include "common/base/file.h"
 #include "common/base/random.h"
 #include "common/base/status.h"
@@ -19,6 +20,19 @@ namespace codistill {
 namespace {
 
 bool Exists(const std::string& path) { return access(path.c_str(), R_OK) == 0; }
+
+// Everything an archive depends on that a user changes.
+std::string Recipe(const ModelExport& config, const std::string& module, uint64_t seed) {
+  std::string recipe = absl::StrCat("module ", module, "\nseed ", seed, "\n");
+  if (absl::EndsWith(module, ".py")) {
+    const absl::StatusOr<std::string> source = ReadFile(module, 16 << 20);
+    if (source.ok()) absl::StrAppend(&recipe, "crc32c ", Crc32c(*source), "\n");
+  }
+  for (const ModelExport::Option& option : config.options()) {
+    absl::StrAppend(&recipe, "option ", option.key(), "=", option.value(), "\n");
+  }
+  return recipe;
+}
 
 }  // namespace
 
@@ -46,17 +60,25 @@ absl::StatusOr<std::string> FindExporter(const std::string& flag) {
 
 absl::Status ExportModels(const JobConfig& job, const std::string& job_directory,
                           const std::string& python, const std::string& exporter,
-                          const std::string& directory, const std::function<bool()>& cancelled) {
+                          const std::string& directory, bool resume,
+                          const std::function<bool()>& cancelled) {
   CODISTILL_RETURN_IF_ERROR(FileSystem::Real()->MakeDirs(directory));
   const ModelExport& config = job.model().export_();
   std::string module = config.module();
   if (absl::EndsWith(module, ".py")) module = JoinPath(job_directory, module);
   for (int g = 0; g < job.groups_size(); ++g) {
     const std::string prefix = JoinPath(directory, job.groups(g).name());
-    if (Exists(prefix + ".pt") && Exists(prefix + ".safetensors") &&
-        Exists(prefix + ".tensors.textproto")) {
-      continue;
+    const std::string recipe_path = prefix + ".recipe";
+    const std::string recipe = Recipe(config, module, Mix(job.seed(), g) >> 33);
+    const absl::StatusOr<std::string> made_by = ReadFile(recipe_path, 1 << 20);
+    if (made_by.ok() && *made_by == recipe) continue;
+    if (made_by.ok() && resume) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          "model.export: a resumed run keeps its model, but the job's module, options or "
+          "seed are not those group ",
+          job.groups(g).name(), " was made with (", recipe_path, ")"));
     }
+    unlink(recipe_path.c_str());
     std::vector<std::string> argv = {python, exporter, "--module", module, "--out", prefix};
     // torch takes seeds below 2^63; any 31 bits do.
     argv.push_back("--seed");
@@ -85,6 +107,8 @@ absl::Status ExportModels(const JobConfig& job, const std::string& job_directory
                                                      module, " ", child.Poll()->ToString(), ":\n",
                                                      TailOfFile(log, 8)));
     }
+    // Last: who finds the recipe finds the files it made.
+    CODISTILL_RETURN_IF_ERROR(WriteFileAtomically(recipe_path, recipe));
   }
   return absl::OkStatus();
 }

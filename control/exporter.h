@@ -16,11 +16,13 @@ absl::StatusOr<std::string> FindExporter(const std::string& flag);
 
 // Makes the archives of all groups in `directory` by running models/export.py with `python` once a
 // group, each with a seed of its own, derived from (job seed, group index). Files that exist
-// already are kept (a resumed run must start from the same initial weights). A relative path of a
-// user's module is taken from `job_directory`. Errors carry the exporter's own message.
+// already from the same module, options and seed are kept; others are made anew, except that a
+// resumed run must keep its model: INVALID_ARGUMENT names the group. A relative path of a user's
+// module is taken from `job_directory`. Errors carry the exporter's own message.
 absl::Status ExportModels(const JobConfig& job, const std::string& job_directory,
                           const std::string& python, const std::string& exporter,
-                          const std::string& directory, const std::function<bool()>& cancelled);
+                          const std::string& directory, bool resume,
+                          const std::function<bool()>& cancelled);
 
 }  // namespace codistill
 

@@ -1,15 +1,15 @@
 // codistillctl: runs, watches and steers jobs.
 #include <cstdio>
+#include <set>
 #include <string>
 #include <vector>
 
 #include "absl/algorithm/container.h"
 #include "absl/flags/flag.h"
-#include "absl/flags/parse.h"
-#include "absl/flags/usage.h"
-#include "absl/strings/match.h"
+#include "absl/flags/reflection.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "absl/types/optional.h"
 #include "common/config/job.h"
 #include "control/daemon_client.h"
 #include "control/fleet_status.h"
@@ -48,7 +48,7 @@ constexpr char kUsage[] =
   pause | resume TARGET [--group G]
                         hold back new steps; take up again
   set TARGET NAME VALUE [--group G]
-                        change a setting of the running leaders
+                        change a setting of the running leaders: v, the verbosity of the log
 
 TARGET is the --out directory of a run, or a job file that gives the daemons' addresses.
 Exit codes: 0 done, 1 failed, 2 bad usage or job file, 130 interrupted or drained before the end.
@@ -64,22 +64,11 @@ int Usage(const std::string& problem) {
   return 2;
 }
 
-// Takes every --set NAME=VALUE out of argv: absl's flags know no repeated ones.
-std::vector<std::string> TakeSets(std::vector<char*>* argv) {
-  std::vector<std::string> sets;
-  std::vector<char*> rest;
-  for (size_t i = 0; i < argv->size(); ++i) {
-    absl::string_view arg = (*argv)[i];
-    if ((arg == "--set" || arg == "-set") && i + 1 < argv->size()) {
-      sets.push_back((*argv)[++i]);
-    } else if (absl::ConsumePrefix(&arg, "--set=") || absl::ConsumePrefix(&arg, "-set=")) {
-      sets.emplace_back(arg);
-    } else {
-      rest.push_back((*argv)[i]);
-    }
-  }
-  *argv = rest;
-  return sets;
+// A flag of this program (not of the libraries in it); null if there is none of that name.
+absl::CommandLineFlag* OwnFlag(const std::string& name) {
+  static const std::set<std::string> kNames = {"out",  "resume",  "restart",  "data_dir", "steps",
+                                               "json", "timeout", "exporter", "python",   "group"};
+  return kNames.count(name) > 0 ? absl::FindCommandLineFlag(name) : nullptr;
 }
 
 int Validate(const std::string& path, const std::vector<std::string>& sets) {
@@ -141,6 +130,11 @@ int Drain(const std::string& target) {
   if (!location.ok()) return Fail(location.status(), 2);
   const absl::StatusOr<std::vector<int>> groups = ChosenGroups(location->job);
   if (!groups.ok()) return Fail(groups.status(), 2);
+  if (!absl::GetFlag(FLAGS_group).empty() && !location->run_directory.empty()) {
+    return Usage(
+        "drain --group: codistillctl run ends with its first drained daemon; drain the whole "
+        "run, or name a job file with addresses");
+  }
   std::vector<std::string> names;
   for (const int g : *groups) names.push_back(location->job.groups(g).name());
   const bool everything = absl::GetFlag(FLAGS_group).empty();
@@ -219,13 +213,64 @@ int OnLeaders(const std::string& command, const std::string& target,
   return code;
 }
 
+// The command line, read here rather than by absl's parser, which ends the process with code 1 at a
+// flag it does not know and takes a repeated flag's last value only.
+struct CommandLine {
+  std::vector<std::string> words;  // command and arguments
+  std::vector<std::string> sets;   // values of --set
+  bool help = false;
+};
+
+absl::Status ReadCommandLine(int argc, char** argv, CommandLine* line) {
+  for (int i = 1; i < argc; ++i) {
+    absl::string_view arg = argv[i];
+    if (!absl::ConsumePrefix(&arg, "--")) {
+      line->words.emplace_back(arg);
+      continue;
+    }
+    const size_t equals = arg.find('=');
+    const std::string name(arg.substr(0, equals));
+    absl::optional<std::string> value;
+    if (equals != absl::string_view::npos) value = std::string(arg.substr(equals + 1));
+    if (name == "help") {
+      line->help = true;
+      continue;
+    }
+    absl::CommandLineFlag* flag = name == "set" ? nullptr : OwnFlag(name);
+    if (flag == nullptr && name != "set") {
+      return absl::InvalidArgumentError(absl::StrCat("unknown flag --", name));
+    }
+    if (!value && flag != nullptr && flag->IsOfType<bool>()) value = "true";
+    if (!value && i + 1 < argc) value = argv[++i];
+    if (!value) return absl::InvalidArgumentError(absl::StrCat("--", name, " needs a value"));
+    if (flag == nullptr) {
+      line->sets.push_back(*value);
+      continue;
+    }
+    std::string error;
+    if (!flag->ParseFrom(*value, &error)) {
+      return absl::InvalidArgumentError(absl::StrCat("--", name, ": bad value \"", *value, "\"",
+                                                     error.empty() ? "" : ": ", error));
+    }
+    if ((name == "steps" && absl::GetFlag(FLAGS_steps) < 1) ||
+        (name == "timeout" && !(absl::GetFlag(FLAGS_timeout) > 0))) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("--", name, " must be positive, not ", *value));
+    }
+  }
+  return absl::OkStatus();
+}
+
 int Main(int argc, char** argv) {
-  absl::SetProgramUsageMessage(kUsage);
-  std::vector<char*> args(argv, argv + argc);
-  const std::vector<std::string> sets = TakeSets(&args);
-  const std::vector<char*> parsed =
-      absl::ParseCommandLine(static_cast<int>(args.size()), args.data());
-  const std::vector<std::string> words(parsed.begin() + 1, parsed.end());
+  CommandLine line;
+  const absl::Status read = ReadCommandLine(argc, argv, &line);
+  if (line.help) {
+    std::fputs(kUsage, stdout);
+    return 0;
+  }
+  if (!read.ok()) return Usage(std::string(read.message()));
+  const std::vector<std::string>& words = line.words;
+  const std::vector<std::string>& sets = line.sets;
   if (words.empty()) return Usage("no command");
   const std::string& command = words[0];
   const size_t wanted = command == "set" ? 4 : 2;
@@ -254,7 +299,6 @@ int Main(int argc, char** argv) {
   options.json = absl::GetFlag(FLAGS_json);
   options.sets = sets;
   options.steps = absl::GetFlag(FLAGS_steps);
-  if (options.steps < 0) return Usage("--steps must be positive");
   if (absl::GetFlag(FLAGS_timeout) > 0)
     options.timeout = absl::Seconds(absl::GetFlag(FLAGS_timeout));
   options.exporter = absl::GetFlag(FLAGS_exporter);

@@ -96,7 +96,7 @@ std::string ReportHtml(const RunResult& result, const RunSummary& summary) {
   absl::StrAppendFormat(&out, "<p class=\"sub\">%d group%s, %.0f s</p>\n", summary.groups_size(),
                         summary.groups_size() == 1 ? "" : "s", summary.wall_seconds());
   absl::StrAppend(&out, SummaryTable(summary));
-  if (summary.groups_size() > 1) {
+  if (summary.groups_size() > 1 && summary.has_group_disagreement()) {
     absl::StrAppendFormat(&out,
                           "<p>The groups disagree by <b>%.5f</b>: mean |p<sub>a</sub> - "
                           "p<sub>b</sub>| over the validation set, codistillation %s.</p>\n",

@@ -83,6 +83,12 @@ absl::Status Run::Prepare() {
   job_.set_run_id(absl::StrCat(job_.name(), "-", absl::ToUnixMicros(absl::Now())));
   job_.mutable_checkpoint()->set_directory(directory_.checkpoints());
   for (GroupConfig& group : *job_.mutable_groups()) {
+    if (!group.shards().empty() || !group.prediction_servers().empty()) {
+      display_.Say(
+          absl::StrCat("group ", group.name(),
+                       ": the job's addresses are replaced, since run starts all daemons on "
+                       "loopback with ports of its own"));
+    }
     if (!group.warm_start().empty()) {
       group.set_warm_start(JoinPath(AbsolutePath(DirName(options_.job_path)), group.warm_start()));
     }
@@ -91,7 +97,7 @@ absl::Status Run::Prepare() {
     CODISTILL_ASSIGN_OR_RETURN(const std::string exporter, FindExporter(options_.exporter));
     CODISTILL_RETURN_IF_ERROR(ExportModels(job_, AbsolutePath(DirName(options_.job_path)),
                                            options_.python, exporter, directory_.models(),
-                                           Interrupted));
+                                           options_.resume, Interrupted));
     job_.mutable_model()->clear_export_();
     job_.mutable_model()->set_archive_dir(directory_.models());
   } else {
@@ -158,7 +164,9 @@ absl::StatusOr<RunResult> Run::Collect(const Fleet& fleet) {
     if (!history.ok()) return Annotate(history.status(), "history of group " + ref.group());
     result.histories.push_back(*std::move(history));
   }
-  if (fleet.job().groups_size() > 1 && fleet.job().evaluator().enabled()) {
+  if (fleet.job().groups_size() == 1) {
+    result.group_disagreement = 0;
+  } else if (fleet.job().evaluator().enabled()) {
     CODISTILL_ASSIGN_OR_RETURN(result.group_disagreement,
                                ReadDisagreement(directory_.evaluation()));
   }
@@ -225,6 +233,9 @@ absl::Status ClaimRunDirectory(const std::string& out, bool resume) {
         "--out ", out,
         " already holds a run; continue it with --resume or choose another directory"));
   }
+  if (resume && !holds_run) {
+    return absl::NotFoundError(absl::StrCat("--resume: ", out, " holds no run"));
+  }
   CODISTILL_RETURN_IF_ERROR(FileSystem::Real()->MakeDirs(out));
   const std::string path = JoinPath(out, ".lock");
   // Left open on purpose: the lock goes with the process.
@@ -255,6 +266,9 @@ int RunCommand(const RunOptions& options) {
   if (status.ok()) {
     code = 1;
     status = run.Execute();
+  } else if (!absl::IsInvalidArgument(status) && !absl::IsNotFound(status) &&
+             !absl::IsAlreadyExists(status)) {
+    code = 1;  // not a matter of how it was called
   }
   if (status.ok()) return 0;
   std::fprintf(stderr, "codistillctl: %s\n", std::string(status.message()).c_str());

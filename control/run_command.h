@@ -30,8 +30,8 @@ struct RunOptions {
 int RunCommand(const RunOptions& options);
 
 // First part of it, without processes: makes or claims the run directory. ALREADY_EXISTS if it
-// holds a run and `resume` is off, FAILED_PRECONDITION if another codistillctl works in it. The
-// lock lasts as long as the process.
+// holds a run and `resume` is off, NOT_FOUND if it holds none and `resume` is on,
+// FAILED_PRECONDITION if another codistillctl works in it. The lock lasts as long as the process.
 absl::Status ClaimRunDirectory(const std::string& out, bool resume);
 
 }  // namespace codistill

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include "common/base/file.h"
+#include "control/exporter.h"
 #include "control/progress.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -36,6 +37,76 @@ TEST(ClaimRunDirectoryTest, RefusesOneThatHoldsARun) {
   EXPECT_EQ(status.code(), absl::StatusCode::kAlreadyExists);
   EXPECT_THAT(std::string(status.message()), HasSubstr("--resume"));
   EXPECT_TRUE(ClaimRunDirectory(out, true).ok());
+}
+
+TEST(ClaimRunDirectoryTest, ResumesOnlyARun) {
+  const std::string out = FreshDirectory("nothing_here");
+  const absl::Status status = ClaimRunDirectory(out, true);
+  EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
+  EXPECT_THAT(std::string(status.message()), HasSubstr(out));
+}
+
+// Stands in for the exporter: notes that it ran.
+constexpr char kScript[] = R"(
+while [ $# -gt 0 ]; do
+  [ "$1" = --out ] && out=$2
+  [ "$1" = --option ] && [ "$2" = width=bad ] && { echo "width: bad is no number"; exit 2; }
+  shift
+done
+echo run >> "$out.runs"
+)";
+
+class ExportModelsTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    directory_ = FreshDirectory("models");
+    ASSERT_TRUE(FileSystem::Real()->MakeDirs(directory_).ok());
+    script_ = JoinPath(::testing::TempDir(), "exporter.sh");
+    ASSERT_TRUE(WriteFileAtomically(script_, kScript).ok());
+    job_.add_groups()->set_name("alpha");
+    job_.mutable_model()->mutable_export_()->set_module("mlp");
+    option_ = job_.mutable_model()->mutable_export_()->add_options();
+    option_->set_key("width");
+    option_->set_value("8");
+  }
+
+  absl::Status Export(bool resume) {
+    return ExportModels(job_, ".", "/bin/sh", script_, directory_, resume, nullptr);
+  }
+
+  int Runs() {
+    const auto text = ReadFile(JoinPath(directory_, "alpha.runs"), 1000);
+    return text.ok() ? static_cast<int>(text->size()) / 4 : 0;
+  }
+
+  std::string directory_, script_;
+  JobConfig job_;
+  ModelExport::Option* option_ = nullptr;
+};
+
+TEST_F(ExportModelsTest, KeepsWhatTheSameRecipeMade) {
+  ASSERT_TRUE(Export(false).ok());
+  ASSERT_TRUE(Export(true).ok());
+  EXPECT_EQ(Runs(), 1);
+  option_->set_value("16");
+  ASSERT_TRUE(Export(false).ok());
+  EXPECT_EQ(Runs(), 2);
+}
+
+TEST_F(ExportModelsTest, RefusesToResumeWithAnotherModel) {
+  ASSERT_TRUE(Export(false).ok());
+  job_.set_seed(7);
+  const absl::Status status = Export(true);
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("group alpha"));
+  EXPECT_EQ(Runs(), 1);
+}
+
+TEST_F(ExportModelsTest, PassesTheExportersMessageOn) {
+  option_->set_value("bad");
+  const absl::Status status = Export(false);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("width: bad is no number"));
+  EXPECT_EQ(Runs(), 0);
 }
 
 TEST(ProgressTest, ClockTime) {

@@ -13,13 +13,13 @@
 namespace codistill {
 namespace {
 
-// The measurement of the last cut if there is one, else the newest.
+// The measurement of the last cut on the whole validation set; null if there was none.
 const EvaluationResult* FinalEvaluation(const GetHistoryReply& history) {
-  const EvaluationResult* best = nullptr;
+  const EvaluationResult* last = nullptr;
   for (const EvaluationResult& e : history.evaluations()) {
-    if (best == nullptr || e.final() || !best->final()) best = &e;
+    if (e.final() && e.version().step() == history.state().version().step()) last = &e;
   }
-  return best;
+  return last;
 }
 
 }  // namespace
@@ -39,7 +39,7 @@ RunSummary MakeSummary(const RunResult& result) {
   RunSummary summary;
   summary.set_job(result.job.name());
   summary.set_wall_seconds(result.wall_seconds);
-  summary.set_group_disagreement(result.group_disagreement);
+  if (result.group_disagreement) summary.set_group_disagreement(*result.group_disagreement);
   for (int g = 0; g < result.job.groups_size(); ++g) {
     const GetHistoryReply& history = result.histories[g];
     const WorkerCounters& totals = history.totals();
@@ -50,8 +50,8 @@ RunSummary MakeSummary(const RunResult& result) {
     if (history.training_seconds() > 0) {
       group->set_examples_per_second(history.examples() / history.training_seconds());
     }
-    FinalMetrics* final = group->mutable_final();
     if (const EvaluationResult* e = FinalEvaluation(history)) {
+      FinalMetrics* final = group->mutable_final();
       final->set_validation_loss(e->loss());
       if (e->has_accuracy()) final->set_validation_accuracy(e->accuracy());
       if (e->has_auc()) final->set_validation_auc(e->auc());
@@ -103,8 +103,11 @@ std::string MetricsCsv(const RunResult& result) {
 std::string SummaryText(const RunSummary& summary) {
   std::string out;
   for (const GroupSummary& g : summary.groups()) {
-    absl::StrAppendFormat(&out, "%-8s %d steps, %.0f examples/s, validation loss %.4f", g.name(),
-                          g.steps(), g.examples_per_second(), g.final().validation_loss());
+    absl::StrAppendFormat(&out, "%-8s %d steps, %.0f examples/s", g.name(), g.steps(),
+                          g.examples_per_second());
+    if (g.has_final()) {
+      absl::StrAppendFormat(&out, ", validation loss %.4f", g.final().validation_loss());
+    }
     if (g.final().has_validation_accuracy()) {
       absl::StrAppendFormat(&out, ", accuracy %.4f", g.final().validation_accuracy());
     }
@@ -122,7 +125,7 @@ std::string SummaryText(const RunSummary& summary) {
     }
     absl::StrAppend(&out, "\n");
   }
-  if (summary.groups_size() > 1) {
+  if (summary.groups_size() > 1 && summary.has_group_disagreement()) {
     absl::StrAppendFormat(&out,
                           "groups disagree by %.5f (mean |p_a - p_b| on the validation set)\n",
                           summary.group_disagreement());

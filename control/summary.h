@@ -6,6 +6,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/optional.h"
 #include "proto/job.pb.h"
 #include "proto/parameter_server.pb.h"
 #include "proto/run_summary.pb.h"
@@ -16,8 +17,8 @@ namespace codistill {
 struct RunResult {
   JobConfig job;
   double wall_seconds = 0;
-  std::vector<GetHistoryReply> histories;  // by group index
-  double group_disagreement = 0;
+  std::vector<GetHistoryReply> histories;     // by group index
+  absl::optional<double> group_disagreement;  // not set: not measured
 };
 
 // Mean |p_a - p_b| as the evaluator wrote it; errors name the file.

@@ -71,6 +71,20 @@ TEST(SummaryTest, TakesFinalEvaluationAndTotals) {
   EXPECT_THAT(SummaryText(summary), HasSubstr("groups disagree by 0.12500"));
 }
 
+TEST(SummaryTest, LeavesOutWhatWasNotMeasured) {
+  RunResult result = TwoGroups();
+  result.group_disagreement.reset();
+  // The whole set, but an older cut.
+  result.histories[0].mutable_evaluations(0)->mutable_version()->set_step(10);
+  result.histories[1].clear_evaluations();
+  const RunSummary summary = MakeSummary(result);
+  EXPECT_FALSE(summary.has_group_disagreement());
+  EXPECT_FALSE(summary.groups(0).has_final());
+  EXPECT_FALSE(summary.groups(1).has_final());
+  EXPECT_THAT(SummaryText(summary), Not(HasSubstr("disagree")));
+  EXPECT_THAT(SummaryText(summary), Not(HasSubstr("validation loss")));
+}
+
 TEST(SummaryTest, CsvIsOrderedByStep) {
   const std::string csv = MetricsCsv(TwoGroups());
   EXPECT_EQ(csv.substr(0, csv.find('\n')), "group,step,name,value");

@@ -8,6 +8,7 @@
 #include "absl/time/clock.h"
 #include "common/base/random.h"
 #include "common/base/status.h"
+#include "common/config/schedule.h"
 #include "glog/logging.h"
 #include "worker/loss_options.h"
 
@@ -311,8 +312,10 @@ void StepComputer::PushBuffers(PushStream* push) {
 
 absl::Time StepComputer::PushDeadline() const {
   // Decided when the slowest member has pushed, or a lost one has come back.
+  // Any of them may be waiting for its teachers as long as the job lets it.
   return absl::Now() + kTransferWait + absl::Seconds(model_bytes_ / kSlowestTransfer) +
-         absl::Seconds(options_.job.training().rejoin_timeout_s()) + 20 * last_step_;
+         absl::Seconds(options_.job.training().rejoin_timeout_s()) +
+         absl::Milliseconds(TeacherWaitMs(options_.job.codistillation())) + 20 * last_step_;
 }
 
 }  // namespace codistill

@@ -12,6 +12,7 @@
 #include "common/base/mutex.h"
 #include "common/base/random.h"
 #include "common/config/job.h"
+#include "common/config/schedule.h"
 #include "glog/logging.h"
 
 namespace codistill {
@@ -19,7 +20,6 @@ namespace {
 
 constexpr absl::Duration kFirstBackoff = absl::Milliseconds(50);
 constexpr absl::Duration kLongestBackoff = absl::Seconds(1);
-constexpr int64_t kDefaultWaitMs = 60000;
 // Batches kept beyond those the job prefetches: the one in hand, and chained ones whose step has
 // passed.
 constexpr int kExtraBatches = 8;
@@ -177,10 +177,7 @@ class TeacherClientImpl : public TeacherClient {
 
  private:
   static absl::Duration Wait(const CodistillationConfig& config) {
-    if (config.has_teacher_wait_ms()) return absl::Milliseconds(config.teacher_wait_ms());
-    return config.on_teacher_loss() == CodistillationConfig::WAIT
-               ? absl::Milliseconds(kDefaultWaitMs)
-               : absl::ZeroDuration();
+    return absl::Milliseconds(TeacherWaitMs(config));
   }
 
   static bool AllAnswered(const Entry& entry) {

@@ -54,6 +54,12 @@ float TeacherWeightAt(const JobConfig& job, int64_t step) {
                             static_cast<double>(codistillation.ramp_steps()));
 }
 
+int64_t TeacherWaitMs(const CodistillationConfig& config) {
+  constexpr int64_t kDefaultOfWait = 60000;
+  if (config.has_teacher_wait_ms()) return config.teacher_wait_ms();
+  return config.on_teacher_loss() == CodistillationConfig::WAIT ? kDefaultOfWait : 0;
+}
+
 bool PublishesAt(const JobConfig& job, int64_t step) {
   return IsDue(job.training().publish_every_steps(), step, job.stop().steps());
 }

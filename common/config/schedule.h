@@ -14,6 +14,10 @@ double LearningRateAt(const JobConfig& job, int64_t step);
 // codistillation is off or there is no other group.
 float TeacherWeightAt(const JobConfig& job, int64_t step);
 
+// How long a step may wait for its predictions beyond its own compute, in milliseconds:
+// teacher_wait_ms, or its default for on_teacher_loss.
+int64_t TeacherWaitMs(const CodistillationConfig& config);
+
 // Whether the state after `step` becomes a cut (every publish_every_steps, and the last step).
 bool PublishesAt(const JobConfig& job, int64_t step);
 // Whether a checkpoint follows `step` (every checkpoint.every_steps, and the last step).

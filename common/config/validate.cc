@@ -195,9 +195,12 @@ void CheckGroups(const JobConfig& job, Mistakes* mistakes) {
       int ordinal = 0;
       if (device != "cpu" && !(absl::ConsumePrefix(&device, "cuda:") &&
                                absl::SimpleAtoi(device, &ordinal) && ordinal >= 0)) {
-        mistakes->Add(
-            Index(absl::StrCat(path, ".devices"), d),
-            absl::StrCat("unknown device (", group.devices(d), "); cpu or cuda:N would be right"));
+        mistakes->Add(Index(absl::StrCat(path, ".devices"), d),
+                      absl::StrCat("unknown device (", group.devices(d), "); cpu would be right"));
+      } else if (group.devices(d) != "cpu") {
+        mistakes->Add(Index(absl::StrCat(path, ".devices"), d),
+                      absl::StrCat("not supported by this version (", group.devices(d),
+                                   "); cpu would be right"));
       }
     }
   }
@@ -277,7 +280,21 @@ void CheckCodistillation(const JobConfig& job, Mistakes* mistakes) {
   mistakes->AtLeast(path + "request_timeout_ms", codistillation.request_timeout_ms(), 1);
   if (!codistillation.enabled() || job.groups_size() < 2) return;
 
-  if (job.stop().steps() > 0 && codistillation.burn_in_steps() >= job.stop().steps()) {
+  // In ASYNC a worker counts burn-in by its own steps, of which the group's are the sum.
+  int64_t most_workers = 1;
+  for (const GroupConfig& group : job.groups()) {
+    most_workers = std::max<int64_t>(most_workers, group.num_workers());
+  }
+  const bool async = job.training().update_mode() == TrainingConfig::ASYNC;
+  const int64_t own_steps = job.stop().steps() / (async ? most_workers : 1);
+  if (async && job.stop().steps() > 0 && codistillation.burn_in_steps() >= own_steps &&
+      codistillation.burn_in_steps() < job.stop().steps()) {
+    mistakes->Add(
+        path + "burn_in_steps",
+        absl::StrCat("no step would use a teacher (", codistillation.burn_in_steps(),
+                     "): ASYNC counts each worker's own steps; fewer than the ", own_steps,
+                     " of a worker (stop.steps / num_workers) would be right"));
+  } else if (job.stop().steps() > 0 && codistillation.burn_in_steps() >= job.stop().steps()) {
     mistakes->Add(path + "burn_in_steps",
                   absl::StrCat("no step would use a teacher (", codistillation.burn_in_steps(),
                                "); fewer than the ", job.stop().steps(),

@@ -2,12 +2,32 @@
 
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/rpc/unary_call.h"
+#include "glog/logging.h"
 
 namespace codistill {
 namespace internal {
+namespace {
+
+// The one setting all daemons have.
+absl::StatusOr<std::string> SetLogVerbosity(const std::string& name, const std::string& value) {
+  if (name != "v") {
+    return absl::NotFoundError(
+        absl::StrCat("no setting \"", name, "\"; there is: v (verbosity of the log, 0 to 9)"));
+  }
+  int level = 0;
+  if (!absl::SimpleAtoi(value, &level) || level < 0 || level > 9) {
+    return absl::InvalidArgumentError(absl::StrCat("v: \"", value, "\" is no number from 0 to 9"));
+  }
+  const std::string previous = absl::StrCat(FLAGS_v);
+  FLAGS_v = level;
+  return previous;
+}
+
+}  // namespace
 
 absl::StatusOr<std::unique_ptr<ControlService>> ControlService::Create(Hooks hooks) {
   Executor::Options options;
@@ -67,9 +87,9 @@ grpc::ServerUnaryReactor* ControlService::Set(grpc::CallbackServerContext* conte
                                               const SetRequest* request, SetReply* reply) {
   return RunUnary(executor_.get(), &registry_, context, request, reply,
                   [this](const SetRequest& request, SetReply* reply, const auto&) {
-                    if (!hooks_.set) return Unsupported("change settings");
                     absl::StatusOr<std::string> result =
-                        hooks_.set(request.name(), request.value());
+                        hooks_.set ? hooks_.set(request.name(), request.value())
+                                   : SetLogVerbosity(request.name(), request.value());
                     if (result.ok()) reply->set_previous_value(*std::move(result));
                     return result.status();
                   });

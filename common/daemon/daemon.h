@@ -42,7 +42,8 @@ class Daemon {
     std::function<void(DaemonStatus*)> fill_status;
     // Whether /readyz and the health service say ready. Default: always.
     std::function<bool()> ready;
-    // Optional; null = the call answers FAILED_PRECONDITION.
+    // Optional; null = the call answers FAILED_PRECONDITION, except `set`, which then knows one
+    // setting: v, the verbosity of the log.
     std::function<absl::Status()> pause, resume;
     std::function<absl::StatusOr<CheckpointReply>()> checkpoint;
     std::function<absl::StatusOr<std::string>(const std::string& name, const std::string& value)>

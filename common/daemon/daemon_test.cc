@@ -275,6 +275,26 @@ TEST_F(DaemonTest, ControlCallsReachTheHooks) {
             grpc::StatusCode::NOT_FOUND);
 }
 
+TEST_F(DaemonTest, EveryDaemonCanSetTheVerbosityOfItsLog) {
+  Start(Options());
+  SetRequest set;
+  SetReply previous;
+  set.set_name("v");
+  set.set_value("2");
+  EXPECT_TRUE(control_->Set(MakeContext(In(20)).get(), set, &previous).ok());
+  EXPECT_EQ(previous.previous_value(), "0");
+  set.set_value("0");
+  EXPECT_TRUE(control_->Set(MakeContext(In(20)).get(), set, &previous).ok());
+  EXPECT_EQ(previous.previous_value(), "2");
+  set.set_value("loud");
+  EXPECT_EQ(control_->Set(MakeContext(In(20)).get(), set, &previous).error_code(),
+            grpc::StatusCode::INVALID_ARGUMENT);
+  set.set_name("w");
+  const grpc::Status unknown = control_->Set(MakeContext(In(20)).get(), set, &previous);
+  EXPECT_EQ(unknown.error_code(), grpc::StatusCode::NOT_FOUND);
+  EXPECT_NE(unknown.error_message().find("there is: v"), std::string::npos);
+}
+
 TEST_F(DaemonTest, DrainRunsTheHookAndEndsParkedCalls) {
   Daemon::Options options = Options();
   BulkServer bulk(1);
