@@ -11,8 +11,8 @@
 namespace codistill {
 
 // The metrics of one process, over prometheus-cpp, whose types do not show. Names are
-// "codistill_..." with base units ("_seconds", "_bytes", counters "_total"). Thread-safe; the returned
-// handles live as long as the Metrics and are cheap to update.
+// "codistill_..." with base units ("_seconds", "_bytes", counters "_total"). Thread-safe; the
+// returned handles live as long as the Metrics and are cheap to update.
 class Metrics {
  public:
   using Labels = std::map<std::string, std::string>;
