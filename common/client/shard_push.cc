@@ -20,10 +20,12 @@ constexpr char kPushMethod[] = "/codistill.TensorTransfer/Push";
 }  // namespace
 
 ShardPush::ShardPush(std::shared_ptr<grpc::Channel> channel, PushBegin begin, absl::Time deadline,
-                     std::string label, CallGroup* group)
+                     int shard, std::string label, CallGroup* group, PushVerdict* verdict)
     : deadline_(deadline),
+      shard_(shard),
       label_(std::move(label)),
       group_(group),
+      verdict_(verdict),
       thread_([this, channel = std::move(channel), begin = std::move(begin)] {
         SetThreadName("push");
         Run(channel, begin);
@@ -75,7 +77,9 @@ void ShardPush::Run(std::shared_ptr<grpc::Channel> channel, const PushBegin& beg
     parts_.clear();
     queued_bytes_ = 0;
   }
+  // In this order: whoever waits for this stream finds its own cancelled when this one failed.
   group_->Fail(status);
+  verdict_->Leave(shard_);
 }
 
 absl::Status ShardPush::Send(BulkStream* stream, const PushBegin& begin) {
@@ -106,9 +110,16 @@ absl::Status ShardPush::Send(BulkStream* stream, const PushBegin& begin) {
     MutexLock lock(&mu_);
     *header.mutable_end() = end_;
   }
+  // A shard that applies pushes as they come must not take half of one that another refuses.
+  verdict_->Add(shard_, not_finite_tensor_);
+  const absl::StatusOr<std::string> not_finite = verdict_->Await(deadline_);
+  if (!not_finite.ok()) {
+    stream->Cancel();
+    return not_finite.status();
+  }
   header.mutable_end()->set_squared_norm(squared_norm_);
-  header.mutable_end()->set_finite(not_finite_tensor_.empty());
-  header.mutable_end()->set_not_finite_tensor(not_finite_tensor_);
+  header.mutable_end()->set_finite(not_finite->empty());
+  header.mutable_end()->set_not_finite_tensor(*not_finite);
   Write(stream, header, nullptr);
   return ReadReply(stream);
 }

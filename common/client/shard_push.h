@@ -13,6 +13,7 @@
 #include "absl/time/time.h"
 #include "common/base/mutex.h"
 #include "common/client/call_group.h"
+#include "common/client/push_verdict.h"
 #include "grpcpp/channel.h"
 #include "proto/parameter_server.pb.h"
 
@@ -22,7 +23,8 @@ namespace codistill {
 inline constexpr size_t kMaxQueuedPushBytes = 16 << 20;
 
 // The stream of one push to one shard, with a thread that sends. Add and SendEnd are called by one
-// thread.
+// thread. The streams of a push share its `group` and `verdict`, which outlive them; END goes out
+// once all have computed their sums.
 class ShardPush {
  public:
   struct Part {
@@ -33,15 +35,16 @@ class ShardPush {
     std::shared_ptr<const void> owner;
   };
 
-  ShardPush(std::shared_ptr<grpc::Channel> channel, PushBegin begin, absl::Time deadline,
-            std::string label, CallGroup* group);
+  ShardPush(std::shared_ptr<grpc::Channel> channel, PushBegin begin, absl::Time deadline, int shard,
+            std::string label, CallGroup* group, PushVerdict* verdict);
   // Cancels the stream if it has not ended.
   ~ShardPush();
 
   // Queues one frame. Waits while more than kMaxQueuedPushBytes are queued; drops it once the push
   // has failed or was answered early.
   void Add(Part part);
-  // Queues END. `squared_norm`, `finite` and `not_finite_tensor` are those of this shard's frames.
+  // Queues END. `squared_norm` will be of this shard's frames, `finite` and `not_finite_tensor` of
+  // the whole push.
   void SendEnd(PushEnd end);
   // After SendEnd: waits for the shard's answer. On failure the error is in the group.
   absl::StatusOr<PushReply> Wait();
@@ -61,8 +64,10 @@ class ShardPush {
   }
 
   const absl::Time deadline_;
+  const int shard_;
   const std::string label_;  // "shard 1 (host:port)"
   CallGroup* const group_;
+  PushVerdict* const verdict_;
 
   Mutex mu_;
   std::deque<Part> parts_ ABSL_GUARDED_BY(mu_);

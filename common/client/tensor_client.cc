@@ -8,6 +8,7 @@
 #include "common/base/mutex.h"
 #include "common/base/status.h"
 #include "common/client/call_group.h"
+#include "common/client/push_verdict.h"
 #include "common/client/shard_layout.h"
 #include "common/client/shard_pull.h"
 #include "common/client/shard_push.h"
@@ -34,7 +35,7 @@ class PushStreamImpl final : public PushStream {
  public:
   PushStreamImpl(std::shared_ptr<const Shards> shards, const TensorClient::PushHeader& header,
                  absl::Time deadline)
-      : shards_(std::move(shards)) {
+      : shards_(std::move(shards)), verdict_(shards_->layout.num_shards()) {
     PushBegin begin;
     *begin.mutable_group() = shards_->group;
     begin.set_generation(header.generation);
@@ -44,8 +45,8 @@ class PushStreamImpl final : public PushStream {
     begin.set_shard_map_digest(shards_->layout.digest());
     begin.set_weights_step(header.weights_step);
     for (int i = 0; i < shards_->layout.num_shards(); ++i) {
-      pushes_.push_back(std::make_unique<ShardPush>(shards_->channels[i], begin, deadline,
-                                                    shards_->Label(i), &group_));
+      pushes_.push_back(std::make_unique<ShardPush>(shards_->channels[i], begin, deadline, i,
+                                                    shards_->Label(i), &group_, &verdict_));
     }
   }
 
@@ -126,7 +127,8 @@ class PushStreamImpl final : public PushStream {
   }
 
   const std::shared_ptr<const Shards> shards_;
-  CallGroup group_;  // outlives the pushes
+  CallGroup group_;      // outlives the pushes
+  PushVerdict verdict_;  // too
   std::vector<std::unique_ptr<ShardPush>> pushes_;
   bool finished_ = false;
 };
