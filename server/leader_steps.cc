@@ -63,7 +63,14 @@ void GroupLeader::OnEndAsync(const ReportEndRequest& request) {
       async_states_[request.rank()] = request.worker_state();
     }
     StepStatistics statistics;
-    statistics.Add(request.end());
+    if (request.end().finite()) {
+      statistics.Add(request.end());
+    } else {
+      ++counters_.rejected;
+      LOG(WARNING) << "group " << GroupName() << ", step " << step_ << ": the push of worker "
+                   << request.rank() << " is rejected: the gradient of tensor "
+                   << request.end().not_finite_tensor() << " is not finite";
+    }
     CountStep(step_, statistics);
     if (step_ >= stop_steps_) {
       async_last_step_ = last_commit_;

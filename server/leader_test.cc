@@ -235,6 +235,17 @@ TEST_F(LeaderTest, AsyncReportsCountThoughAProbeWasFaster) {
   EXPECT_EQ(Phase(), GroupState::FINISHED);
 }
 
+TEST_F(LeaderTest, AsyncRejectedPushesAreStepsWithoutExamples) {
+  job_.mutable_training()->set_update_mode(TrainingConfig::ASYNC);
+  Start();
+  for (int64_t step = 1; step <= 20; ++step) {
+    for (int shard = 0; shard < kShards; ++shard) MustEnd(0, shard, step, /*finite=*/step > 18);
+  }
+  EXPECT_EQ(Phase(), GroupState::FINISHED);
+  EXPECT_EQ(leader_->counters().rejected, 18);
+  EXPECT_EQ(leader_->GetHistory().examples(), 8);
+}
+
 TEST_F(LeaderTest, UnservedModesAreRefused) {
   GroupLeader::Options options;
   options.job = job_;

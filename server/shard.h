@@ -197,7 +197,7 @@ class ModelShard {
   std::deque<Decision> decisions_ ABSL_GUARDED_BY(mu_);
   std::vector<ParkedPull> parked_pulls_ ABSL_GUARDED_BY(mu_);
 
-  // ASYNC: the last step of each (rank, incarnation) that was applied, and reports to be sent.
+  // ASYNC: the last step of each (rank, incarnation) that was decided, and reports to be sent.
   std::map<int32_t, std::pair<uint64_t, int64_t>> last_applied_ ABSL_GUARDED_BY(mu_);
   std::deque<ReportEndRequest> async_reports_ ABSL_GUARDED_BY(mu_);
   bool async_reporting_ ABSL_GUARDED_BY(mu_) = false;

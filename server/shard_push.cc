@@ -234,21 +234,26 @@ absl::StatusOr<PushReply> ModelShard::ApplyAsync(const StagedPush& push, const P
       reply.set_message(absl::StrCat("the group has reached its last step, ", step_));
       return reply;
     }
-    if (!end.finite()) {
-      ++counters_.rejected;
-      reply.set_outcome(REJECTED);
-      reply.set_message(absl::StrCat("tensor ", end.not_finite_tensor(), " is not finite"));
-      LOG(WARNING) << Name() << ": push " << begin.step() << " of rank " << begin.rank()
-                   << " rejected: " << reply.message();
-      return reply;
-    }
     next = step_ + 1;
+  }
+  reply.set_step(next);
+  reply.set_outcome(APPLIED);
+  std::vector<ShardStore::Contribution> contributions;
+  if (end.finite()) {
+    contributions.push_back({&push, std::max<int64_t>(end.num_examples(), 1)});
+  } else {
+    // It changes nothing but counts as a step, as in SYNC: a job whose pushes are all refused ends.
+    reply.set_outcome(REJECTED);
+    reply.set_message(
+        absl::StrCat("gradient of tensor ", end.not_finite_tensor(), " is not finite"));
+    LOG(WARNING) << Name() << ": push " << begin.step() << " of rank " << begin.rank()
+                 << " rejected: " << reply.message();
   }
   // Only this thread changes step_, so `next` stays right.
   const absl::Time started = options_.clock->Now();
   store_->Apply({next, LearningRateAt(options_.job, next),
                  options_.job.training().optimizer().weight_decay(), 1.0},
-                {{&push, std::max<int64_t>(end.num_examples(), 1)}});
+                contributions);
   if (options_.on_commit) {
     options_.on_commit(absl::ToDoubleSeconds(options_.clock->Now() - started));
   }
@@ -258,6 +263,7 @@ absl::StatusOr<PushReply> ModelShard::ApplyAsync(const StagedPush& push, const P
     MutexLock lock(&mu_);
     step_ = next;
     ++counters_.commits;
+    if (!end.finite()) ++counters_.rejected;
     last_applied_[begin.rank()] = {begin.incarnation(), begin.step()};
     ReportEndRequest report;
     report.mutable_group()->set_run_id(RunId(options_.job));
@@ -274,8 +280,6 @@ absl::StatusOr<PushReply> ModelShard::ApplyAsync(const StagedPush& push, const P
     WakePulls(&effects);
   }
   for (const auto& effect : effects) effect();
-  reply.set_outcome(APPLIED);
-  reply.set_step(next);
   return reply;
 }
 

@@ -478,6 +478,35 @@ TEST_F(ShardTest, CheckpointAndBack) {
   EXPECT_EQ(Restore(4, "MANIFEST-9-9").status().code(), absl::StatusCode::kNotFound);
 }
 
+TEST_F(ShardTest, AsyncRejectedPushOnlyCounts) {
+  job_.mutable_training()->set_update_mode(TrainingConfig::ASYNC);
+  job_.mutable_stop()->set_steps(3);
+  Make();
+  ASSERT_TRUE(Restore(1).ok());
+  const auto initial = Pull([](PullRequest* r) { r->set_cut_step(0); });
+  ASSERT_TRUE(initial->Wait().ok());
+  const float value = FirstOf(initial->value->get());
+  for (int64_t step = 1; step <= 3; ++step) {
+    const auto push = Push(Begin(0, step), /*finite=*/false);
+    ASSERT_TRUE(push->Wait().ok()) << push->value.status();
+    EXPECT_EQ(push->value->outcome(), REJECTED);
+    EXPECT_EQ(push->value->step(), step);
+    EXPECT_EQ(push->value->message(), "gradient of tensor w is not finite");
+  }
+  const auto late = Push(Begin(1, 1), /*finite=*/false);
+  ASSERT_TRUE(late->Wait().ok());
+  EXPECT_EQ(late->value->outcome(), DROPPED_LATE);
+  const auto after = Pull([](PullRequest* r) { r->set_at_least_step(3); });
+  ASSERT_TRUE(after->Wait().ok());
+  EXPECT_EQ(FirstOf(after->value->get()), value);
+  EXPECT_EQ(shard_->counters().rejected, 3);
+  shard_.reset();  // all reports are out
+  const auto reports = leader_.reports();
+  ASSERT_EQ(reports.size(), 3u);
+  EXPECT_EQ(reports[2].step(), 3);
+  EXPECT_FALSE(reports[2].end().finite());
+}
+
 // Many pushes, pulls and restores at once: every call is answered, and nothing is left behind.
 TEST_F(ShardTest, EverythingAtOnce) {
   Make();
