@@ -9,6 +9,7 @@
 #include "common/base/status.h"
 #include "common/config/job.h"
 #include "glog/logging.h"
+#include "server/drain_times.h"
 
 namespace codistill {
 namespace {
@@ -16,9 +17,6 @@ namespace {
 constexpr absl::Duration kObserverInterval = absl::Milliseconds(20);
 constexpr absl::Duration kObserverSilence = absl::Seconds(1);
 constexpr absl::Duration kRateWindow = absl::Seconds(5);
-// How long a drain waits for workers to leave, and for everything.
-constexpr absl::Duration kDrainWorkers = absl::Seconds(5);
-constexpr absl::Duration kDrainAll = absl::Seconds(16);
 // ASYNC: how long the last cut waits for the other shards to come to the last step.
 constexpr absl::Duration kAsyncLastStep = absl::Seconds(2);
 
@@ -370,7 +368,7 @@ void GroupLeader::Drain(std::function<void(absl::Status)> done) {
 void GroupLeader::TickDrain(absl::Time now) {
   if (drain_done_.empty()) return;
   if (failed_) return EndDrain(absl::FailedPreconditionError(error_));
-  const bool late = now - drain_begin_ > kDrainAll;
+  const bool late = now - drain_begin_ > kDrainLeader;
   if (!drain_frozen_) {
     if (!membership_.AllLeft() && now - drain_begin_ <= kDrainWorkers) return;
     drain_frozen_ = true;

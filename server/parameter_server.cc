@@ -14,6 +14,7 @@
 #include "common/config/job.h"
 #include "common/config/shard_map.h"
 #include "glog/logging.h"
+#include "server/drain_times.h"
 
 namespace codistill {
 namespace {
@@ -24,7 +25,6 @@ constexpr absl::Duration kShardTick = absl::Milliseconds(100);
 constexpr absl::Duration kCheckpointWait = absl::Minutes(10);
 // How a shard that is told to drain recognises that its leader has finished with it.
 constexpr absl::Duration kLeaderSilence = absl::Seconds(2);
-constexpr absl::Duration kLongestServing = absl::Seconds(12);
 
 uint64_t Nonce() {
   std::random_device random;
@@ -182,7 +182,7 @@ absl::Status ParameterServer::Drain() {
     // The leader is told to drain too, and wants this shard's part of its last checkpoint.
     const absl::Time begin = absl::Now();
     while (absl::Now() - shard_->last_leader_call() < kLeaderSilence &&
-           absl::Now() - begin < kLongestServing) {
+           absl::Now() - begin < kDrainShard) {
       absl::SleepFor(absl::Milliseconds(50));
     }
   }
