@@ -1,6 +1,7 @@
 #include "server/history.h"
 
 #include <algorithm>
+#include <utility>
 
 namespace codistill {
 namespace {
@@ -79,10 +80,14 @@ void History::Fill(GetHistoryReply* reply) const {
   *reply->mutable_evaluations() = curves_.evaluations();
 }
 
-void History::Reset(const GetHistoryReply& saved, double seconds) {
+void History::Reset(const GetHistoryReply& saved, int64_t step, double seconds) {
+  const GetHistoryReply before = std::move(curves_);
   curves_.Clear();
   *curves_.mutable_training() = saved.training();
   *curves_.mutable_evaluations() = saved.evaluations();
+  for (const EvaluationResult& result : before.evaluations()) {
+    if (result.version().step() <= step) AddEvaluation(result);
+  }
   window_ = StepStatistics();
   window_begin_seconds_ = seconds;
 }

@@ -27,8 +27,9 @@ class History {
 
   // Copies the curves into `training` and `evaluations`.
   void Fill(GetHistoryReply* reply) const;
-  // Goes back to curves that Fill made, which end at `seconds` of training.
-  void Reset(const GetHistoryReply& saved, double seconds);
+  // Goes back to curves that Fill made, which end at `step`; training goes on at `seconds`.
+  // Evaluations come some time after their step: those made since of steps up to `step` stay.
+  void Reset(const GetHistoryReply& saved, int64_t step, double seconds);
   // A pause that belongs to no window: rates count from `seconds` on.
   void SkipTo(double seconds) { window_begin_seconds_ = seconds; }
 

@@ -191,8 +191,21 @@ TEST(HistoryTest, RollsBack) {
   ASSERT_EQ(saved.evaluations_size(), 1);
   EXPECT_EQ(saved.evaluations(0).loss(), 5);
   history.AddStep(2, Statistics(2.0, 1), 0.1, 2.0, false);
-  history.Reset(saved, 10.0);
+  // What was measured after the curves were saved: of the weights that stay, and of others.
+  evaluation.set_loss(6);
+  history.AddEvaluation(evaluation);
+  evaluation.mutable_version()->set_step(0);
+  history.AddEvaluation(evaluation);
+  evaluation.mutable_version()->set_step(2);
+  history.AddEvaluation(evaluation);
+  history.Reset(saved, /*step=*/1, 10.0);
   EXPECT_EQ(history.points(), 1);
+  GetHistoryReply kept;
+  history.Fill(&kept);
+  ASSERT_EQ(kept.evaluations_size(), 2);
+  EXPECT_EQ(kept.evaluations(0).version().step(), 1);
+  EXPECT_EQ(kept.evaluations(0).loss(), 6);
+  EXPECT_EQ(kept.evaluations(1).version().step(), 0);
   history.AddStep(2, Statistics(3.0, 5), 0.1, 11.0, false);
   GetHistoryReply after;
   history.Fill(&after);

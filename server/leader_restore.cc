@@ -340,7 +340,7 @@ void GroupLeader::OnRestored() {
     last_commit_ = now;
   }
   // Curves, like the weights, are those of the checkpoint; time goes on.
-  history_.Reset(saved, TrainingSeconds(now));
+  history_.Reset(saved, step_, TrainingSeconds(now));
   opened_before_ = true;
   ready_since_ = now;
   last_waiting_log_ = now;
