@@ -223,6 +223,9 @@ class GroupLeader {
 
   // --- leader_checkpoint.cc
   bool SnapshotDue(int64_t step) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Workers of a recurrent model bring their state with every step: which step a drain or people's
+  // checkpoint will be of is not known ahead.
+  bool StateWithEveryStep() const { return HasDirectory() && job_.model().states_size() > 0; }
   void StartCheckpoint(const CommitInFlight& commit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SendCheckpoint() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void OnCheckpointReply(uint64_t epoch, int64_t number, int shard,
@@ -301,7 +304,8 @@ class GroupLeader {
   uint64_t base_example_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t async_cursor_ ABSL_GUARDED_BY(mu_) = 0;
   std::map<int32_t, AsyncRank> async_ranks_ ABSL_GUARDED_BY(mu_);
-  std::map<int32_t, std::string> async_states_ ABSL_GUARDED_BY(mu_);
+  // By rank. SYNC: those of step_, where it was asked for them; ASYNC: the newest of each rank.
+  std::map<int32_t, std::string> worker_states_ ABSL_GUARDED_BY(mu_);
   std::deque<AsyncCut> async_cuts_ ABSL_GUARDED_BY(mu_);
   absl::Time async_last_step_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
   bool async_final_ ABSL_GUARDED_BY(mu_) = false;

@@ -157,7 +157,7 @@ void GroupLeader::AssignSync(const GetAssignmentsRequest& request, GetAssignment
                                   static_cast<uint64_t>(request.rank()) * batch);
     assignment->set_num_examples(static_cast<int64_t>(batch));
     assignment->set_teacher_weight(TeacherWeightAt(job_, step));
-    assignment->set_want_worker_state(SnapshotDue(step));
+    assignment->set_want_worker_state(StateWithEveryStep() || SnapshotDue(step));
     assignment->set_weights_step(step - 1);
     for (int32_t rank = 0; rank < num_workers_; ++rank) assignment->add_members(rank);
     handed_out_ = std::max(handed_out_, step);
@@ -187,8 +187,7 @@ void GroupLeader::AssignAsync(const GetAssignmentsRequest& request, GetAssignmen
     assignment.set_num_examples(batch);
     async_cursor_ += static_cast<uint64_t>(batch);
     assignment.set_teacher_weight(TeacherWeightAt(job_, assignment.step()));
-    // Whose step a checkpoint will follow is not known ahead: each brings what it has.
-    assignment.set_want_worker_state(HasDirectory() && job_.model().states_size() > 0);
+    assignment.set_want_worker_state(StateWithEveryStep());
     for (int32_t member = 0; member < num_workers_; ++member) assignment.add_members(member);
     rank.issued.push_back(assignment);
     if (rank.issued.size() > kRemembered) rank.issued.pop_front();

@@ -47,7 +47,7 @@ void GroupLeader::StartCheckpoint(const CommitInFlight& commit) {
   *manifest.mutable_shard_map() = options_.map;
   for (int s = 0; s < num_shards_; ++s) manifest.add_files();
   manifest.set_next_example(NextExample());
-  for (const auto& item : sync_ ? commit.decision.worker_states : async_states_) {
+  for (const auto& item : worker_states_) {
     WorkerState* const state = manifest.add_worker_states();
     state->set_rank(item.first);
     state->set_state(item.second);

@@ -1,6 +1,8 @@
 #include <memory>
+#include <string>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -61,6 +63,35 @@ TEST_F(LeaderTest, DrainLetsWorkersLeaveAndWritesACheckpoint) {
   EXPECT_THAT(Files(), testing::Contains("MANIFEST-1-8"));
   Start();
   EXPECT_EQ(StepNow(), 8);
+}
+
+TEST_F(LeaderTest, DrainKeepsTheStateOfRecurrentWorkers) {
+  UseCheckpoints(0);
+  job_.mutable_model()->add_states();
+  Start();
+  Run(1, 6);
+  const auto asked = Ask(0);
+  ASSERT_TRUE(asked->answered);
+  EXPECT_TRUE(asked->reply->assignments(0).want_worker_state());
+  for (int rank = 0; rank < 2; ++rank) {
+    for (int shard = 0; shard < kShards; ++shard) {
+      MustEnd(rank, shard, 7, true, shard == 0 ? absl::StrCat("state of rank ", rank) : "");
+    }
+  }
+  // Nobody knew at step 7 that a drain would follow; nor does the next leader take a step.
+  for (int leader = 0; leader < 2; ++leader) {
+    absl::Status drained = absl::UnknownError("not yet");
+    leader_->Drain([&](absl::Status status) { drained = status; });
+    for (int rank = 0; rank < 2; ++rank) HeartbeatStatus(rank, "", /*leaving=*/true).IgnoreError();
+    Pass(absl::Milliseconds(300));
+    EXPECT_TRUE(drained.ok()) << drained;
+    Start();
+    EXPECT_EQ(StepNow(), 7);
+    for (int rank = 0; rank < 2; ++rank) {
+      EXPECT_EQ(replies_[rank].worker_state(), absl::StrCat("state of rank ", rank));
+      EXPECT_EQ(replies_[rank].worker_state_step(), 7);
+    }
+  }
 }
 
 TEST_F(LeaderTest, DrainDoesNotWaitForEver) {

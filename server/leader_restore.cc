@@ -297,7 +297,7 @@ void GroupLeader::OnRestored() {
   base_example_ = 0;
   examples_ = 0;
   checkpointed_step_ = -1;
-  async_states_.clear();
+  worker_states_.clear();
   if (origin_ != nullptr) {
     step_ = origin_->version().step();
     base_example_ = origin_->next_example();
@@ -305,7 +305,7 @@ void GroupLeader::OnRestored() {
     checkpointed_step_ = step_;
     if (!saved.ParseFromString(origin_->history())) saved.Clear();
     for (const WorkerState& state : origin_->worker_states()) {
-      async_states_[state.rank()] = state.state();
+      worker_states_[state.rank()] = state.state();
     }
     last_checkpoint_.Clear();
     *last_checkpoint_.mutable_version() = origin_->version();

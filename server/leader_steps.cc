@@ -60,7 +60,7 @@ void GroupLeader::OnEndAsync(const ReportEndRequest& request) {
   if (request.shard() == 0 && request.step() > step_) {
     step_ = request.step();
     if (!request.worker_state().empty()) {
-      async_states_[request.rank()] = request.worker_state();
+      worker_states_[request.rank()] = request.worker_state();
     }
     StepStatistics statistics;
     if (request.end().finite()) {
@@ -222,6 +222,7 @@ void GroupLeader::OnCommitted() {
     step_ = request.step();
     collectors_.erase(collectors_.begin(), collectors_.upper_bound(step_));
     CountStep(step_, commit->decision.statistics);
+    worker_states_ = std::move(commit->decision.worker_states);
   }
   if (request.publish()) {
     newest_cut_ = std::max(newest_cut_, request.step());
