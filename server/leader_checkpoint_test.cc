@@ -48,6 +48,25 @@ TEST_F(LeaderTest, NextLeaderTakesUpTheNewestCheckpoint) {
   EXPECT_EQ(State().newest_cut().step(), 20);
 }
 
+TEST_F(LeaderTest, WorkersThatOutliveTheLeaderAreCountedOnce) {
+  UseCheckpoints(5);
+  Start();
+  const auto beat = [&](int64_t steps) {
+    HeartbeatRequest request;
+    request.set_rank(0);
+    request.set_incarnation(replies_[0].incarnation());
+    request.mutable_counters()->set_steps(steps);
+    ASSERT_TRUE(leader_->Heartbeat(request).ok());
+  };
+  Run(1, 4);
+  beat(4);
+  Run(5, 5);
+  Start();  // another leader, which the same processes register with
+  EXPECT_EQ(leader_->GetHistory().totals().steps(), 4);
+  beat(6);
+  EXPECT_EQ(leader_->GetHistory().totals().steps(), 6);
+}
+
 TEST_F(LeaderTest, DamagedCheckpointsArePassedOver) {
   UseCheckpoints(5);
   Start();

@@ -61,10 +61,48 @@ TEST(MembershipTest, CountersAddUpOverIncarnations) {
   beat(0, 2, 33, 4);
   WorkerCounters base;
   base.set_steps(100);
-  members.SetBase(base);
+  members.Load(CheckpointManifest(), base);  // of a manifest without members
   EXPECT_EQ(members.Totals().steps(), 114);
   EXPECT_EQ(members.Totals().first_step_used(), 31);
   EXPECT_EQ(members.Totals().max_staleness_steps(), 9);
+}
+
+TEST(MembershipTest, AProcessThatOutlivesItsLeaderIsCountedOnce) {
+  const auto beat = [&](Membership* members, int rank, int64_t steps) {
+    HeartbeatRequest request;
+    request.set_rank(rank);
+    request.mutable_counters()->set_steps(steps);
+    members->Heartbeat(request, kNow);
+  };
+  Membership first("alpha", 3);
+  WorkerCounters base;
+  base.set_steps(1000);
+  first.Load(CheckpointManifest(), base);
+  for (int rank = 0; rank < 3; ++rank) {
+    ASSERT_TRUE(first.Register(Process(rank, 10 + rank), kNow).ok());
+    beat(&first, rank, 7);
+  }
+  ASSERT_TRUE(first.Register(Process(0, 20), kNow).ok());
+  beat(&first, 0, 5);
+  CheckpointManifest manifest;
+  first.Save(&manifest);
+  EXPECT_EQ(first.Totals().steps(), 1026);
+
+  Membership second("alpha", 2);  // with fewer workers: what they did was done
+  second.Load(manifest, first.Totals());
+  EXPECT_EQ(second.Totals().steps(), 1026);
+  EXPECT_FALSE(second.registered(0));
+  ASSERT_TRUE(second.Register(Process(0, 20), kNow).ok());  // survived
+  ASSERT_TRUE(second.Register(Process(1, 30), kNow).ok());  // another process
+  EXPECT_EQ(second.Totals().steps(), 1026);
+  beat(&second, 0, 6);
+  beat(&second, 1, 1);
+  EXPECT_EQ(second.Totals().steps(), 1028);
+  CheckpointManifest again;
+  second.Save(&again);
+  Membership third("alpha", 2);
+  third.Load(again, second.Totals());
+  EXPECT_EQ(third.Totals().steps(), 1028);
 }
 
 ReportEndRequest End(int rank, int shard, uint64_t incarnation, int64_t examples,

@@ -334,7 +334,7 @@ void GroupLeader::OnRestored() {
   if (!opened_before_) {
     if (origin_ != nullptr) {
       base_seconds_ = origin_->training_seconds();
-      membership_.SetBase(saved.totals());
+      membership_.Load(*origin_, saved.totals());
     }
     if (taken_up_) restores_ += saved.restores() + 1;
     last_commit_ = now;

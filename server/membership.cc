@@ -35,9 +35,11 @@ absl::StatusOr<uint64_t> Membership::Register(const RegisterRequest& request, ab
       member.replaced.push_back(member.nonce);
       if (member.replaced.size() > kReplacedNonces) member.replaced.pop_front();
     }
-    AddCounters(member.counters, &member.earlier);
-    member.counters.Clear();
-    member.nonce = request.process_nonce();
+    if (member.nonce != request.process_nonce()) {
+      AddCounters(member.counters, &member.earlier);
+      member.counters.Clear();
+      member.nonce = request.process_nonce();
+    }
     member.incarnation =
         std::max(member.incarnation + 1,
                  static_cast<uint64_t>(std::max<int64_t>(1, absl::ToUnixMicros(now))));
@@ -103,6 +105,37 @@ WorkerCounters Membership::Totals() const {
   }
   totals.set_examples_per_second(rate);
   return totals;
+}
+
+void Membership::Save(CheckpointManifest* manifest) const {
+  for (int32_t rank = 0; rank < size(); ++rank) {
+    const Member& member = members_[rank];
+    SavedMember* const saved = manifest->add_members();
+    saved->set_rank(rank);
+    saved->set_process_nonce(member.nonce);
+    *saved->mutable_counters() = member.counters;
+    *saved->mutable_earlier() = member.earlier;
+    if (rank == 0) AddCounters(base_, saved->mutable_earlier());
+  }
+}
+
+void Membership::Load(const CheckpointManifest& manifest, const WorkerCounters& totals) {
+  if (manifest.members_size() == 0) {
+    base_ = totals;
+    return;
+  }
+  for (const SavedMember& saved : manifest.members()) {
+    if (!CheckRank(saved.rank()).ok()) {  // the job had more workers
+      AddCounters(saved.counters(), &base_);
+      AddCounters(saved.earlier(), &base_);
+      continue;
+    }
+    Member& member = members_[saved.rank()];
+    member.nonce = saved.process_nonce();
+    member.counters = saved.counters();
+    member.counters.clear_examples_per_second();
+    member.earlier = saved.earlier();
+  }
 }
 
 void Membership::FillStatus(absl::Time now, DaemonStatus* status) const {

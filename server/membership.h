@@ -9,6 +9,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "proto/checkpoint.pb.h"
 #include "proto/control.pb.h"
 #include "proto/parameter_server.pb.h"
 
@@ -47,16 +48,22 @@ class Membership {
   bool AllLeft() const;
   std::vector<int32_t> Unregistered() const;
 
-  // Sums over ranks and incarnations, plus `base` (what a checkpoint brought).
+  // Sums over ranks and incarnations, with what a checkpoint brought.
   WorkerCounters Totals() const;
-  void SetBase(const WorkerCounters& base) { base_ = base; }
+
+  // Puts what the ranks have counted into `manifest`.
+  void Save(CheckpointManifest* manifest) const;
+  // Takes up what Save wrote, before anybody has registered. A process that was counted there goes
+  // on from its own counters; another adds to them. `totals` stands in for a manifest without
+  // members.
+  void Load(const CheckpointManifest& manifest, const WorkerCounters& totals);
 
   void FillStatus(absl::Time now, DaemonStatus* status) const;
 
  private:
   struct Member {
     uint64_t incarnation = 0;  // 0 = nobody yet
-    uint64_t nonce = 0;
+    uint64_t nonce = 0;        // before anybody has registered: of the process in the checkpoint
     std::deque<uint64_t> replaced;  // nonces of the processes before; the newest few
     std::string address, http_address, state;
     absl::Time last_heard = absl::InfinitePast();
@@ -66,7 +73,7 @@ class Membership {
   };
   const std::string group_;
   std::vector<Member> members_;
-  WorkerCounters base_;
+  WorkerCounters base_;  // of no rank of ours
 };
 
 // Adds `more` to `sum`: sums, except for the first step (the smallest that is not 0) and the
