@@ -387,6 +387,14 @@ void GroupLeader::TickDrain(absl::Time now) {
 }
 
 void GroupLeader::EndDrain(const absl::Status& status) {
+  // Who asked for a checkpoint of a step that will not come takes the one that ends the work, if
+  // any.
+  if (status.ok() && HasDirectory() && checkpointed_step_ == step_ && step_ > 0) {
+    AnswerCheckpointWaiters(last_checkpoint_);
+  } else {
+    AnswerCheckpointWaiters(absl::UnavailableError(
+        absl::StrCat("group ", GroupName(), " was drained before the checkpoint")));
+  }
   for (auto& done : drain_done_) {
     effects_.push_back([done = std::move(done), status] { done(status); });
   }

@@ -94,6 +94,24 @@ TEST_F(LeaderTest, DrainKeepsTheStateOfRecurrentWorkers) {
   }
 }
 
+TEST_F(LeaderTest, DrainAnswersWhoWaitsForACheckpoint) {
+  UseCheckpoints(0);
+  Start();
+  Run(1, 2);
+  ASSERT_TRUE(Ask(0)->answered);  // step 3 and more are handed out, and will not come
+  absl::StatusOr<CheckpointReply> reply = absl::UnknownError("not yet");
+  leader_->Checkpoint([&](absl::StatusOr<CheckpointReply> r) { reply = std::move(r); });
+  Pass(absl::Milliseconds(300));
+  ASSERT_EQ(reply.status().code(), absl::StatusCode::kUnknown);
+  absl::Status drained = absl::UnknownError("not yet");
+  leader_->Drain([&](absl::Status status) { drained = status; });
+  for (int rank = 0; rank < 2; ++rank) HeartbeatStatus(rank, "", /*leaving=*/true).IgnoreError();
+  Pass(absl::Milliseconds(300));
+  EXPECT_TRUE(drained.ok()) << drained;
+  ASSERT_TRUE(reply.ok()) << reply.status();
+  EXPECT_EQ(reply->version().step(), 2);
+}
+
 TEST_F(LeaderTest, DrainDoesNotWaitForEver) {
   UseCheckpoints(0);
   Start();
