@@ -114,8 +114,8 @@ absl::Status ExportArchives(JobConfig* job) {
   // The exporter's folder is an input of the test, where nothing may be written.
   setenv("PYTHONDONTWRITEBYTECODE", "1", 1);
   // Files that are there already are kept.
-  CODISTILL_RETURN_IF_ERROR(
-      ExportModels(*job, "", kPython, RunfilesPath("models/export.py"), directory, nullptr));
+  CODISTILL_RETURN_IF_ERROR(ExportModels(*job, "", kPython, RunfilesPath("models/export.py"),
+                                         directory, /*resume=*/false, nullptr));
   job->mutable_model()->clear_export_();
   job->mutable_model()->set_archive_dir(directory);
   return absl::OkStatus();
