@@ -177,9 +177,19 @@ TEST(JobFileTest, AValidFileIsValid) {
 TEST(DataTest, AGoodFileTrains) {
   OrphanCatcher catcher;
   const std::string file = WriteText("train.csv", CsvText(500));
+  JobConfig job = CsvJob("train.csv");
+  *job.mutable_data()->mutable_validation() = job.data().train();
+  job.mutable_evaluator()->set_enabled(true);
   const std::string out = NewDirectory("good") + "/run";
-  const CommandResult result = RunIn(out, CsvJob("train.csv"), DirName(file));
-  EXPECT_TRUE(result.exit.clean()) << result.exit.ToString() << result.err;
+  const CommandResult result = RunIn(out, job, DirName(file));
+  ASSERT_TRUE(result.exit.clean()) << result.exit.ToString() << result.err;
+  // Two classes have an accuracy and an AUC.
+  const nlohmann::json final = ReadJson(out + "/summary.json")["groups"][0]["final"];
+  for (const char* name : {"validation_accuracy", "validation_auc"}) {
+    ASSERT_TRUE(final.contains(name)) << name;
+    EXPECT_GT(final[name].get<double>(), 0.3) << name;
+    EXPECT_LE(final[name].get<double>(), 1) << name;
+  }
 }
 
 TEST(DataTest, AMissingFileIsNamed) {
@@ -279,6 +289,15 @@ TEST(AddressTest, AnUnreachableServerIsNamed) {
   ASSERT_FALSE(json["daemons"].empty());
   EXPECT_EQ(json["daemons"][0]["reachable"], false);
   EXPECT_EQ(json["daemons"][0]["address"], port.address());
+  // A worker gives up once its group has had time to come back.
+  JobConfig impatient = job;
+  impatient.mutable_training()->set_rejoin_timeout_s(1);
+  const CommandResult worker = Command({RunfilesBinaries().worker, "--job=" + WriteJob(impatient),
+                                        "--group=alpha", "--index=0"})
+                                   .Wait();
+  EXPECT_EQ(worker.exit.signal, 0) << "it went on for ever";
+  EXPECT_NE(worker.exit.exit_code, 0);
+  EXPECT_TRUE(absl::StrContains(worker.err, port.address())) << worker.err;
   for (const char* command : {"checkpoint", "pause"}) {
     const CommandResult result = Ctl({command, path});
     EXPECT_NE(result.exit.exit_code, 0) << command;

@@ -196,6 +196,29 @@ TEST_F(SteeringTest, EveryDaemonAnswersOperators) {
   EXPECT_TRUE(absl::StrContains(setting.err, "setting")) << setting.err;
 }
 
+// What the leader of a group says of it.
+std::string PhaseOf(const json& status, const std::string& leader) {
+  for (const json& daemon : status["daemons"]) {
+    if (daemon["name"] == leader) return daemon["status"]["group_state"]["phase"];
+  }
+  return "";
+}
+
+TEST_F(SteeringTest, PauseAndResumeOneGroup) {
+  Begin(EndlessJob("paused"));
+  const CommandResult pause = Ctl({"pause", out_, "--group", "beta"});
+  EXPECT_TRUE(pause.exit.clean()) << pause.err;
+  EXPECT_TRUE(WaitUntil([this] {
+    const json status = AwaitStatus(out_, 0);
+    return PhaseOf(status, "beta.shard.0") == "PAUSED" &&
+           PhaseOf(status, "alpha.shard.0") == "TRAINING";
+  }));
+  const CommandResult resume = Ctl({"resume", out_});
+  EXPECT_TRUE(resume.exit.clean()) << resume.err;
+  EXPECT_TRUE(
+      WaitUntil([this] { return PhaseOf(AwaitStatus(out_, 0), "beta.shard.0") == "TRAINING"; }));
+}
+
 TEST_F(SteeringTest, DrainEndsTheRunWithCheckpoints) {
   Begin(EndlessJob("drained"));
   const CommandResult drain = Ctl({"drain", out_});

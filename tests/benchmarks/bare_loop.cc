@@ -1,0 +1,173 @@
+// The baseline of worker_overhead: the same archive, the same batches, and nothing but libtorch
+// around them. forward, cross-entropy, backward and an SGD step in a loop.
+//
+//   bare_loop JOB DATA_DIR BATCHES CHUNK_ROWS OPTIMIZE
+//
+// JOB is a resolved job file; the batches of its first group's first BATCHES steps are made before
+// anything is timed. CHUNK_ROWS > 0 takes the loss over so many rows at a time (a smaller piece
+// stays in the cache); OPTIMIZE 1 leaves the JIT's graph optimisation on. Then, for each line "N"
+// on stdin, runs N steps and answers with one line of JSON: seconds, and the loss of each step.
+
+#include <malloc.h>
+#include <time.h>
+#include <torch/csrc/jit/runtime/graph_executor.h>
+#include <torch/script.h>
+#include <torch/torch.h>
+
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <iostream>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "common/config/job.h"
+#include "nlohmann/json.hpp"
+#include "worker/data/dataset.h"
+#include "worker/dataset_batches.h"
+
+namespace codistill {
+namespace {
+
+template <typename T>
+T Must(absl::StatusOr<T> value) {
+  if (value.ok()) return *std::move(value);
+  std::fprintf(stderr, "bare_loop: %s\n", value.status().ToString().c_str());
+  std::exit(1);
+}
+
+// Of this process, all threads.
+double ProcessorSeconds() {
+  timespec time = {};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &time);
+  return time.tv_sec + time.tv_nsec * 1e-9;
+}
+
+// A copy in torch's own memory.
+at::Tensor ToTorch(const Tensor& tensor) {
+  const at::ScalarType type = tensor.dtype() == DT_INT64 ? at::kLong : at::kFloat;
+  return torch::from_blob(const_cast<void*>(tensor.data()), tensor.shape(), type).clone();
+}
+
+struct TorchBatch {
+  std::vector<at::Tensor> inputs;
+  at::Tensor labels;
+};
+
+class BareLoop {
+ public:
+  BareLoop(const JobConfig& job, const std::string& data_dir, int batches, int64_t chunk_rows)
+      : chunk_rows_(chunk_rows),
+        learning_rate_(job.training().optimizer().learning_rate()),
+        module_(torch::jit::load(ArchivePath(job, 0))) {
+    module_.train();
+    for (const at::Tensor& parameter : module_.parameters()) parameters_.push_back(parameter);
+
+    DatasetOptions options;
+    options.job = &job;
+    options.data_dir = data_dir;
+    const std::unique_ptr<Dataset> dataset = Must(CreateDataset(options));
+    DatasetBatches source(job.model(), dataset.get(), TrainingOrder(job, 0, *dataset));
+    const int64_t size = job.training().batch_size();
+    for (int i = 0; i < batches; ++i) {
+      const StudentBatch batch = Must(source.Build(i * size, size));
+      TorchBatch made;
+      for (const Tensor& input : batch.inputs) made.inputs.push_back(ToTorch(input));
+      made.labels = ToTorch(batch.labels).flatten();
+      batches_.push_back(std::move(made));
+    }
+    for (const RecurrentState& state : job.model().states()) {
+      std::vector<int64_t> shape(state.shape().begin(), state.shape().end());
+      for (int64_t& dimension : shape) dimension = dimension < 0 ? size : dimension;
+      states_.push_back(torch::zeros(shape));
+    }
+  }
+
+  double Step() {
+    if (next_ >= batches_.size()) {
+      std::fprintf(stderr, "bare_loop: no more than %zu batches\n", batches_.size());
+      std::exit(1);
+    }
+    const TorchBatch& batch = batches_[next_++];
+    std::vector<torch::jit::IValue> arguments;
+    for (const at::Tensor& input : batch.inputs) arguments.emplace_back(input);
+    for (const at::Tensor& state : states_) arguments.emplace_back(state);
+    const torch::jit::IValue output = module_.forward(std::move(arguments));
+    at::Tensor logits =
+        output.isTensor() ? output.toTensor() : output.toTuple()->elements()[0].toTensor();
+    for (size_t i = 0; i < states_.size(); ++i) {
+      states_[i] = output.toTuple()->elements()[i + 1].toTensor().detach();
+    }
+    logits = logits.reshape({-1, logits.size(-1)});
+    at::Tensor loss;
+    if (chunk_rows_ > 0 && chunk_rows_ < logits.size(0)) {
+      const std::vector<at::Tensor> labels = batch.labels.split(chunk_rows_);
+      const std::vector<at::Tensor> rows = logits.split(chunk_rows_);
+      for (size_t i = 0; i < rows.size(); ++i) {
+        const at::Tensor part =
+            torch::nn::functional::cross_entropy(
+                rows[i], labels[i],
+                torch::nn::functional::CrossEntropyFuncOptions().reduction(torch::kSum)) /
+            logits.size(0);
+        loss = loss.defined() ? loss + part : part;
+      }
+    } else {
+      loss = torch::nn::functional::cross_entropy(logits, batch.labels);
+    }
+    for (at::Tensor& parameter : parameters_) parameter.mutable_grad().reset();
+    loss.backward();
+    torch::NoGradGuard no_grad;
+    for (at::Tensor& parameter : parameters_) {
+      if (parameter.grad().defined()) parameter.add_(parameter.grad(), -learning_rate_);
+    }
+    return loss.item<double>();
+  }
+
+ private:
+  const int64_t chunk_rows_;
+  const double learning_rate_;
+  torch::jit::Module module_;
+  std::vector<at::Tensor> parameters_;
+  std::vector<TorchBatch> batches_;
+  std::vector<at::Tensor> states_;
+  size_t next_ = 0;
+};
+
+int Main(int argc, char** argv) {
+  if (argc != 6) {
+    std::fprintf(stderr, "usage: bare_loop JOB DATA_DIR BATCHES CHUNK_ROWS OPTIMIZE\n");
+    return 2;
+  }
+  // As the product does: with malloc's defaults large tensors fault in anew on every call.
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, -1);
+  at::set_num_threads(1);
+  at::set_num_interop_threads(1);
+  torch::jit::setGraphExecutorOptimize(std::atoi(argv[5]) != 0);
+  BareLoop loop(Must(LoadJob(argv[1])), argv[2], std::atoi(argv[3]), std::atoi(argv[4]));
+  std::printf("{\"ready\": true}\n");
+  std::fflush(stdout);
+
+  int steps = 0;
+  while (std::cin >> steps) {
+    std::vector<double> losses;
+    const double cpu = ProcessorSeconds();
+    const auto start = std::chrono::steady_clock::now();
+    for (int i = 0; i < steps; ++i) losses.push_back(loop.Step());
+    const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
+    const nlohmann::json answer = {{"seconds", spent.count()},
+                                   {"processor_seconds", ProcessorSeconds() - cpu},
+                                   {"losses", losses}};
+    std::printf("%s\n", answer.dump().c_str());
+    std::fflush(stdout);
+  }
+  return 0;
+}
+
+}  // namespace
+}  // namespace codistill
+
+int main(int argc, char** argv) { return codistill::Main(argc, argv); }

@@ -1,0 +1,59 @@
+#ifndef CODISTILL_TESTS_BENCHMARKS_WORKER_SIDE_H_
+#define CODISTILL_TESTS_BENCHMARKS_WORKER_SIDE_H_
+
+#include <cstdint>
+#include <map>
+#include <string>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "proto/job.pb.h"
+#include "proto/parameter_server.pb.h"
+#include "tests/integration/job_harness.h"
+
+namespace codistill {
+
+inline constexpr int kServerCore = 0;
+inline constexpr int kWorkerCore = 1;
+inline constexpr int kWarmSteps = 3;  // after a pause, before the clock
+
+// What a turn of either side took.
+struct Turn {
+  double seconds = 0;                   // of the measured steps, by the clock
+  double processor_seconds_a_step = 0;  // of core 1, all steps of the turn
+};
+
+// A job of one group, one shard and one worker, each on a core of its own. Paused and stopped
+// except while it is measured.
+class WorkerSide {
+ public:
+  explicit WorkerSide(const JobConfig& job) : harness_(job) {}
+
+  // Starts the daemons and trains at least 2 * kWarmSteps steps.
+  absl::Status Start(const std::string& data_dir);
+  std::string job_file() const { return harness_.directory().job(); }
+
+  // Trains until `steps` more than a few have been committed; measures those, by the leader's
+  // clock.
+  absl::StatusOr<Turn> Run(int steps);
+
+  // Of every step so far.
+  const std::map<int64_t, double>& losses() const { return losses_; }
+  // What the worker says of itself.
+  absl::StatusOr<WorkerCounters> Counters();
+
+ private:
+  std::string Leader() const { return harness_.member("alpha.shard.0").address; }
+  void Signal(int signal);
+  // Pauses after the steps in hand and takes both daemons off their cores.
+  absl::Status Rest();
+  absl::Status ReadHistory();
+
+  JobHarness harness_;
+  std::map<int64_t, double> losses_;
+  std::map<int64_t, double> seconds_;  // when each step was committed
+};
+
+}  // namespace codistill
+
+#endif  // CODISTILL_TESTS_BENCHMARKS_WORKER_SIDE_H_
