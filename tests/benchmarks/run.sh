@@ -7,14 +7,16 @@
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/../.."
 
+names="worker_overhead"
+
 usage() {
-  echo "usage: tests/benchmarks/run.sh NAME [--quick]; NAME is one of: worker_overhead" >&2
+  echo "usage: tests/benchmarks/run.sh NAME [--quick]; NAME is one of: $names" >&2
   exit 2
 }
 [ $# -ge 1 ] && [ $# -le 2 ] || usage
 name=$1
-case "$name" in
-  worker_overhead) ;;
+case " $names " in
+  *" $name "*) ;;
   *) usage ;;
 esac
 case "${2:-}" in
