@@ -46,6 +46,8 @@ std::vector<std::string> Optimizer::SlotNames() const {
       return {"momentum"};
     case OptimizerConfig::ADAM:
       return {"m", "v"};
+    default:  // validation refuses what is not here yet
+      break;
   }
   return {};
 }
@@ -71,6 +73,8 @@ void Optimizer::Apply(const Step& step, absl::Span<float> weights, absl::Span<co
                 weights.data(), gradient.data(), slots[0], slots[1]);
       return;
     }
+    default:
+      return;
   }
 }
 

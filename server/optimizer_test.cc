@@ -42,6 +42,8 @@ struct Reference {
              (std::sqrt(v2 / (1 - std::pow(b2, t))) + config.epsilon());
         break;
       }
+      default:
+        FAIL() << config.kind();
     }
   }
 };

@@ -15,7 +15,7 @@ bool IsDue(int64_t every, int64_t step, int64_t last) {
 double LearningRateAt(const JobConfig& job, int64_t step) {
   constexpr double kPi = 3.14159265358979323846;
   const OptimizerConfig& optimizer = job.training().optimizer();
-  const LearningRateSchedule& schedule = optimizer.schedule();
+  const Schedule& schedule = optimizer.schedule();
   const double floor = schedule.end_factor();
   // Counted in steps taken before this one, so that step 1 has the full rate.
   const int64_t decay = schedule.decay_steps() > 0 ? schedule.decay_steps() : job.stop().steps();
@@ -24,15 +24,15 @@ double LearningRateAt(const JobConfig& job, int64_t step) {
                 : 0.0;
   double factor = 1;
   switch (schedule.kind()) {
-    case LearningRateSchedule::CONSTANT:
+    case Schedule::CONSTANT:
       break;
-    case LearningRateSchedule::LINEAR:
+    case Schedule::LINEAR:
       factor = 1 + (floor - 1) * part;
       break;
-    case LearningRateSchedule::COSINE:
+    case Schedule::COSINE:
       factor = floor + (1 - floor) * 0.5 * (1 + std::cos(kPi * part));
       break;
-    case LearningRateSchedule::STEP:
+    case Schedule::STEP:
       for (const int64_t boundary : schedule.step_boundaries()) {
         if (step >= boundary) factor *= schedule.step_factor();
       }

@@ -15,7 +15,7 @@ JobConfig Job(int groups) {
   return job;
 }
 
-LearningRateSchedule* Schedule(JobConfig* job) {
+Schedule* RateSchedule(JobConfig* job) {
   return job->mutable_training()->mutable_optimizer()->mutable_schedule();
 }
 
@@ -27,9 +27,9 @@ TEST(LearningRate, Constant) {
 
 TEST(LearningRate, LinearGoesFromTheRateToTheFloorAndStays) {
   JobConfig job = Job(1);
-  Schedule(&job)->set_kind(LearningRateSchedule::LINEAR);
-  Schedule(&job)->set_end_factor(0.2f);
-  Schedule(&job)->set_decay_steps(50);
+  RateSchedule(&job)->set_kind(Schedule::LINEAR);
+  RateSchedule(&job)->set_end_factor(0.2f);
+  RateSchedule(&job)->set_decay_steps(50);
   EXPECT_DOUBLE_EQ(LearningRateAt(job, 1), 0.5);
   EXPECT_NEAR(LearningRateAt(job, 26), 0.5 * 0.6, 1e-8);
   EXPECT_NEAR(LearningRateAt(job, 51), 0.1, 1e-8);
@@ -38,7 +38,7 @@ TEST(LearningRate, LinearGoesFromTheRateToTheFloorAndStays) {
 
 TEST(LearningRate, DecayLastsUntilTheStopWhereNothingIsSaid) {
   JobConfig job = Job(1);
-  Schedule(&job)->set_kind(LearningRateSchedule::COSINE);
+  RateSchedule(&job)->set_kind(Schedule::COSINE);
   EXPECT_DOUBLE_EQ(LearningRateAt(job, 1), 0.5);
   EXPECT_NEAR(LearningRateAt(job, 51), 0.25, 1e-12);
   EXPECT_NEAR(LearningRateAt(job, 101), 0, 1e-12);
@@ -47,9 +47,9 @@ TEST(LearningRate, DecayLastsUntilTheStopWhereNothingIsSaid) {
 
 TEST(LearningRate, StepsAtItsBoundaries) {
   JobConfig job = Job(1);
-  Schedule(&job)->set_kind(LearningRateSchedule::STEP);
-  Schedule(&job)->add_step_boundaries(10);
-  Schedule(&job)->add_step_boundaries(20);
+  RateSchedule(&job)->set_kind(Schedule::STEP);
+  RateSchedule(&job)->add_step_boundaries(10);
+  RateSchedule(&job)->add_step_boundaries(20);
   EXPECT_DOUBLE_EQ(LearningRateAt(job, 9), 0.5);
   EXPECT_NEAR(LearningRateAt(job, 10), 0.05, 1e-8);
   EXPECT_NEAR(LearningRateAt(job, 19), 0.05, 1e-8);
@@ -58,11 +58,11 @@ TEST(LearningRate, StepsAtItsBoundaries) {
 
 TEST(LearningRate, WarmUpMultipliesTheRest) {
   JobConfig job = Job(1);
-  Schedule(&job)->set_warmup_steps(10);
+  RateSchedule(&job)->set_warmup_steps(10);
   EXPECT_DOUBLE_EQ(LearningRateAt(job, 1), 0.05);
   EXPECT_DOUBLE_EQ(LearningRateAt(job, 10), 0.5);
   EXPECT_DOUBLE_EQ(LearningRateAt(job, 11), 0.5);
-  Schedule(&job)->set_kind(LearningRateSchedule::LINEAR);
+  RateSchedule(&job)->set_kind(Schedule::LINEAR);
   EXPECT_NEAR(LearningRateAt(job, 6), 0.5 * 0.6 * 0.95, 1e-12);
 }
 

@@ -208,6 +208,12 @@ void CheckGroups(const JobConfig& job, Mistakes* mistakes) {
 
 void CheckOptimizer(const OptimizerConfig& optimizer, Mistakes* mistakes) {
   const std::string path = "training.optimizer";
+  if (optimizer.kind() > OptimizerConfig::ADAM) {
+    mistakes->Add(absl::StrCat(path, ".kind"),
+                  absl::StrCat("not supported by this version (",
+                               OptimizerConfig::Kind_Name(optimizer.kind()),
+                               "); SGD, MOMENTUM or ADAM would be right"));
+  }
   mistakes->Positive(absl::StrCat(path, ".learning_rate"), optimizer.learning_rate());
   mistakes->Fraction(absl::StrCat(path, ".momentum"), optimizer.momentum());
   mistakes->Fraction(absl::StrCat(path, ".beta1"), optimizer.beta1());
@@ -215,13 +221,13 @@ void CheckOptimizer(const OptimizerConfig& optimizer, Mistakes* mistakes) {
   mistakes->Positive(absl::StrCat(path, ".epsilon"), optimizer.epsilon());
   mistakes->NotNegative(absl::StrCat(path, ".weight_decay"), optimizer.weight_decay());
 
-  const LearningRateSchedule& schedule = optimizer.schedule();
+  const Schedule& schedule = optimizer.schedule();
   const std::string inner = absl::StrCat(path, ".schedule");
   mistakes->AtLeast(absl::StrCat(inner, ".warmup_steps"), schedule.warmup_steps(), 0);
   mistakes->AtLeast(absl::StrCat(inner, ".decay_steps"), schedule.decay_steps(), 0);
   mistakes->NotNegative(absl::StrCat(inner, ".end_factor"), schedule.end_factor());
   mistakes->Positive(absl::StrCat(inner, ".step_factor"), schedule.step_factor());
-  if (schedule.kind() == LearningRateSchedule::STEP) {
+  if (schedule.kind() == Schedule::STEP) {
     mistakes->Required(absl::StrCat(inner, ".step_boundaries"), schedule.step_boundaries_size() > 0,
                        "the steps at which the rate changes, as kind STEP needs them");
   }
