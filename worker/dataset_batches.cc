@@ -6,6 +6,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
+#include "common/config/embedding.h"
 #include "common/model/inputs.h"
 
 namespace codistill {
@@ -13,10 +14,10 @@ namespace codistill {
 absl::StatusOr<StudentBatch> ToStudentBatch(const ModelConfig& model, Batch batch) {
   StudentBatch student;
   for (int i = 0; i < model.inputs_size(); ++i) {
-    const Tensor* field = batch.field(model.inputs(i).name());
+    const Tensor* field = batch.field(InputField(model.inputs(i)));
     if (field == nullptr) {
       return absl::InvalidArgumentError(absl::StrCat(
-          "model.inputs[", i, "]: the data has no field \"", model.inputs(i).name(), "\""));
+          "model.inputs[", i, "]: the data has no field \"", InputField(model.inputs(i)), "\""));
     }
     student.inputs.push_back(*field);
   }

@@ -11,12 +11,15 @@ std::vector<BatchField> BatchFields(const DatasetConfig& dataset) {
     case DatasetConfig::kCsv: {
       int64_t numeric = 0;
       int64_t categorical = 0;
+      int64_t hashed = 0;
       for (const CsvColumn& column : dataset.csv().columns()) {
         numeric += column.kind() == CsvColumn::NUMERIC;
         categorical += column.kind() == CsvColumn::CATEGORICAL;
+        hashed += column.kind() == CsvColumn::HASHED;
       }
       if (numeric > 0) fields.push_back({"numeric", DT_FLOAT, {numeric}});
       if (categorical > 0) fields.push_back({"categorical", DT_INT64, {categorical}});
+      if (hashed > 0) fields.push_back({"hashed", DT_INT64, {hashed}});
       break;
     }
     case DatasetConfig::kText:

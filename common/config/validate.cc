@@ -15,16 +15,9 @@
 
 namespace codistill {
 namespace internal {
-namespace {
 
-constexpr int64_t kMaxProcesses = 4096;
-constexpr int64_t kMaxPrefetch = 64;
-constexpr size_t kMaxNameLength = 100;
-
-std::string Index(absl::string_view field, int i) { return absl::StrCat(field, "[", i, "]"); }
-
-// Names become parts of file names, addresses, metrics and model names.
 void CheckName(const std::string& path, const std::string& name, Mistakes* mistakes) {
+  constexpr size_t kMaxNameLength = 100;
   const bool safe = std::all_of(name.begin(), name.end(), [](unsigned char c) {
     return absl::ascii_isalnum(c) || c == '-' || c == '_' || c == '.';
   });
@@ -39,6 +32,13 @@ void CheckName(const std::string& path, const std::string& name, Mistakes* mista
                                      kMaxNameLength, " would be right"));
   }
 }
+
+namespace {
+
+constexpr int64_t kMaxProcesses = 4096;
+constexpr int64_t kMaxPrefetch = 64;
+
+std::string Index(absl::string_view field, int i) { return absl::StrCat(field, "[", i, "]"); }
 
 void CheckAddress(const std::string& path, const std::string& address, Mistakes* mistakes) {
   const size_t colon = address.rfind(':');
@@ -395,6 +395,7 @@ std::vector<Mistake> FindMistakes(const JobConfig& job) {
   CheckModel(job, &mistakes);
   CheckData(job, &mistakes);
   CheckModelInputs(job, &mistakes);
+  CheckEmbeddingTables(job, &mistakes);
   CheckGroups(job, &mistakes);
   CheckTraining(job, &mistakes);
   CheckCodistillation(job, &mistakes);

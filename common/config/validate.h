@@ -46,9 +46,13 @@ class Mistakes {
   std::vector<Mistake> mistakes_;
 };
 
+// Names become parts of file names, addresses, metrics and model names.
+void CheckName(const std::string& path, const std::string& name, Mistakes* mistakes);
+
 // The parts of FindMistakes.
-void CheckData(const JobConfig& job, Mistakes* mistakes);         // validate_data.cc
-void CheckModelInputs(const JobConfig& job, Mistakes* mistakes);  // against the data's batches
+void CheckData(const JobConfig& job, Mistakes* mistakes);             // validate_data.cc
+void CheckModelInputs(const JobConfig& job, Mistakes* mistakes);      // against the data's batches
+void CheckEmbeddingTables(const JobConfig& job, Mistakes* mistakes);  // validate_embedding.cc
 
 // All mistakes of a job, in the order of its fields.
 std::vector<Mistake> FindMistakes(const JobConfig& job);

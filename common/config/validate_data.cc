@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/config/batch_fields.h"
+#include "common/config/embedding.h"
 #include "common/config/validate.h"
 #include "common/tensor/tensor.h"
 
@@ -109,7 +110,7 @@ void CheckCsv(const CsvConfig& config, const std::string& path, Mistakes* mistak
     const bool numeric = column.kind() == CsvColumn::NUMERIC;
     const bool categorical = column.kind() == CsvColumn::CATEGORICAL;
     const bool label = column.kind() == CsvColumn::LABEL;
-    features += numeric || categorical;
+    features += numeric || categorical || column.kind() == CsvColumn::HASHED;
     if (label) labels.push_back(column.name().empty() ? absl::StrCat(i) : column.name());
     if (column.log1p() && !numeric) {
       mistakes->Add(inner + ".log1p",
@@ -145,7 +146,7 @@ void CheckCsv(const CsvConfig& config, const std::string& path, Mistakes* mistak
   }
   if (features == 0) {
     mistakes->Add(path + ".columns",
-                  "no column of kind NUMERIC or CATEGORICAL; one or more would be right");
+                  "no column of kind NUMERIC, CATEGORICAL or HASHED; one or more would be right");
   }
 }
 
@@ -362,14 +363,14 @@ void CheckModelInputs(const JobConfig& job, Mistakes* mistakes) {
   if (fields.empty()) return;  // that the source is incomplete was said
   for (int i = 0; i < job.model().inputs_size(); ++i) {
     const ModelInput& input = job.model().inputs(i);
-    if (input.name().empty()) continue;
+    const std::string& name = InputField(input);
+    if (name.empty()) continue;
     const std::string path = Index("model.inputs", i);
-    const auto field = std::find_if(fields.begin(), fields.end(), [&input](const BatchField& f) {
-      return f.name == input.name();
-    });
+    const auto field = std::find_if(fields.begin(), fields.end(),
+                                    [&name](const BatchField& f) { return f.name == name; });
     if (field == fields.end()) {
-      mistakes->Add(absl::StrCat(path, ".name"),
-                    absl::StrCat("no field of data.train (", input.name(), "); ",
+      mistakes->Add(absl::StrCat(path, input.has_field() ? ".field" : ".name"),
+                    absl::StrCat("no field of data.train (", name, "); ",
                                  absl::StrJoin(fields, " or ",
                                                [](std::string* out, const BatchField& f) {
                                                  out->append(f.name);

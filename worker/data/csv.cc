@@ -21,14 +21,16 @@ class CsvDataset : public Dataset {
   struct Columns {
     std::vector<float> numeric;        // [records, numeric columns]
     std::vector<int32_t> categorical;  // [records, categorical columns]
+    std::vector<int64_t> hashed;       // [records, hashed columns]
     std::vector<float> labels;
   };
 
   CsvDataset(const DatasetConfig& config, LabelLoss loss, Shape shape, int numeric, int categorical,
-             uint64_t salt, Columns columns)
+             int hashed, uint64_t salt, Columns columns)
       : Dataset(config, loss, std::move(shape)),
         numeric_(numeric),
         categorical_(categorical),
+        hashed_(hashed),
         salt_(salt),
         columns_(std::move(columns)) {}
 
@@ -57,6 +59,7 @@ class CsvDataset : public Dataset {
                                    record.numeric.end());
             columns.categorical.insert(columns.categorical.end(), record.categorical.begin(),
                                        record.categorical.end());
+            columns.hashed.insert(columns.hashed.end(), record.hashed.begin(), record.hashed.end());
             columns.labels.push_back(record.label);
             return absl::OkStatus();
           }));
@@ -67,10 +70,10 @@ class CsvDataset : public Dataset {
     shape.summary = absl::StrCat(
         shape.size, " records of ", absl::StrJoin(files, ", "), "; categorical indices: ",
         schema.categorical_columns() == 0 ? "none" : absl::StrJoin(schema.cardinalities(), ","));
-    return std::make_unique<CsvDataset>(internal::ConfigOf(options),
-                                        options.job->model().label_loss(), std::move(shape),
-                                        schema.numeric_columns(), schema.categorical_columns(),
-                                        internal::IdSalt(options), std::move(columns));
+    return std::make_unique<CsvDataset>(
+        internal::ConfigOf(options), options.job->model().label_loss(), std::move(shape),
+        schema.numeric_columns(), schema.categorical_columns(), schema.hashed_columns(),
+        internal::IdSalt(options), std::move(columns));
   }
 
   absl::Status Fill(absl::Span<const ExampleRef> refs, Batch* batch) const override {
@@ -79,6 +82,7 @@ class CsvDataset : public Dataset {
     float* numeric = numeric_ > 0 ? batch->fields[field++].tensor.As<float>().data() : nullptr;
     int64_t* categorical =
         categorical_ > 0 ? batch->fields[field++].tensor.As<int64_t>().data() : nullptr;
+    int64_t* hashed = hashed_ > 0 ? batch->fields[field++].tensor.As<int64_t>().data() : nullptr;
     const auto ids = batch->example_ids.As<int64_t>();
     const bool classes = num_classes() > 0;
     for (size_t i = 0; i < refs.size(); ++i) {
@@ -86,6 +90,7 @@ class CsvDataset : public Dataset {
       numeric = std::copy_n(columns_.numeric.data() + index * numeric_, numeric_, numeric);
       categorical = std::copy_n(columns_.categorical.data() + index * categorical_, categorical_,
                                 categorical);
+      hashed = std::copy_n(columns_.hashed.data() + index * hashed_, hashed_, hashed);
       if (classes) {
         SetClass(static_cast<int64_t>(i), static_cast<int64_t>(columns_.labels[index]), batch);
       } else {
@@ -99,6 +104,7 @@ class CsvDataset : public Dataset {
  private:
   const int numeric_;
   const int categorical_;
+  const int hashed_;
   const uint64_t salt_;
   const Columns columns_;
 };

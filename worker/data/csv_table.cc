@@ -16,7 +16,8 @@
 namespace codistill {
 namespace {
 
-// Key of a missing value in a vocabulary: however it is written, and unlike any value in a file.
+// Stands for a missing value in vocabularies and hashes: however it is written, and unlike any
+// value in a file.
 constexpr absl::string_view kMissing("\n", 1);
 
 }  // namespace
@@ -42,6 +43,9 @@ CsvSchema::CsvSchema(const CsvConfig& config) {
         categorical_.push_back(std::move(categorical));
         break;
       }
+      case CsvColumn::HASHED:
+        hashed_.push_back(i);
+        break;
       case CsvColumn::LABEL:
         label_column_ = i;
         num_classes_ = column.label_values_size();
@@ -104,6 +108,7 @@ absl::Status CsvSchema::Encode(absl::Span<const absl::string_view> values, absl:
                                Record* record) const {
   record->numeric.clear();
   record->categorical.clear();
+  record->hashed.clear();
   for (const Numeric& column : numeric_) {
     const absl::string_view value = values[column.column];
     double standardised = 0;  // a missing value becomes the mean
@@ -127,6 +132,10 @@ absl::Status CsvSchema::Encode(absl::Span<const absl::string_view> values, absl:
       }
     }
     record->categorical.push_back(index);
+  }
+  for (const int column : hashed_) {
+    const absl::string_view value = values[column];
+    record->hashed.push_back(static_cast<int64_t>(HashString(IsMissing(value) ? kMissing : value)));
   }
   CODISTILL_ASSIGN_OR_RETURN(record->label, ParseLabel(values[label_column_], place));
   return absl::OkStatus();

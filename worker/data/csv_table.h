@@ -29,7 +29,8 @@ class CsvSchema {
   struct Record {
     std::vector<float> numeric;  // in the order of the columns
     std::vector<int64_t> categorical;
-    float label = 0;  // class, or the number itself
+    std::vector<int64_t> hashed;  // keys of embedding tables
+    float label = 0;              // class, or the number itself
   };
   // `place` ("file:line") is named in errors, which also name the column, its value and what would
   // be right.
@@ -38,6 +39,7 @@ class CsvSchema {
 
   int numeric_columns() const { return static_cast<int>(numeric_.size()); }
   int categorical_columns() const { return static_cast<int>(categorical_.size()); }
+  int hashed_columns() const { return static_cast<int>(hashed_.size()); }
   // Indices of each categorical column, 0 included: what a model's tables need.
   std::vector<int64_t> cardinalities() const;
   int64_t num_classes() const { return num_classes_; }
@@ -74,6 +76,7 @@ class CsvSchema {
   std::vector<std::string> names_;
   std::vector<Numeric> numeric_;
   std::vector<Categorical> categorical_;
+  std::vector<int> hashed_;  // columns
   int label_column_ = -1;
   int64_t num_classes_ = 0;
   absl::flat_hash_map<std::string, int64_t> label_classes_;

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "common/base/random.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "worker/data/dataset.h"
@@ -120,6 +121,33 @@ TEST(Csv, ValidationIsEncodedAsTheTrainingSetWas) {
   // blue, unseen, missing (however it is spelt).
   EXPECT_THAT(Values<int64_t>(*batch.field("categorical")), ElementsAre(3, 0, 2));
   EXPECT_THAT(Values<float>(batch.labels), ElementsAre(1, 0, 1));
+}
+
+TEST(Csv, HashesToKeysWithoutAVocabulary) {
+  JobConfig job = Job();
+  for (DatasetConfig* set :
+       {job.mutable_data()->mutable_train(), job.mutable_data()->mutable_validation()}) {
+    set->mutable_csv()->mutable_columns(1)->set_kind(CsvColumn::HASHED);
+    set->mutable_csv()->mutable_columns(2)->set_kind(CsvColumn::HASHED);
+  }
+  WriteTestFile("train.csv", kTrain);
+  WriteTestFile("test.csv", "20,green,x,0,>50K.\n20,red,NA,0,>50K\n");
+  const auto train = Create(job);
+  const auto test = Create(job, false);
+  ASSERT_TRUE(train.ok()) << train.status();
+  ASSERT_TRUE(test.ok()) << test.status();
+  EXPECT_EQ(FillAll(**train).field("categorical"), nullptr);
+  const Batch of_train = FillAll(**train);
+  const Batch of_test = FillAll(**test);
+  ASSERT_NE(of_train.field("hashed"), nullptr);
+  EXPECT_THAT(of_train.field("hashed")->shape(), ElementsAre(4, 2));
+  const std::vector<int64_t> a = Values<int64_t>(*of_train.field("hashed"));
+  const std::vector<int64_t> b = Values<int64_t>(*of_test.field("hashed"));
+  const auto key = [](absl::string_view text) { return static_cast<int64_t>(HashString(text)); };
+  // Trimmed, whatever the file; a value that the training set lacks has a key of its own.
+  EXPECT_THAT(a, ElementsAre(key("red"), key("x"), testing::_, key("y"), key("red"), key("z"),
+                             key("blue"), key("")));
+  EXPECT_THAT(b, ElementsAre(key("green"), key("x"), key("red"), a[2]));
 }
 
 TEST(Csv, ReadsGzipTabsHeadersAndSeveralFiles) {
