@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <utility>
 
 #include "absl/debugging/failure_signal_handler.h"
@@ -19,6 +20,7 @@
 #include "common/base/mutex.h"
 #include "common/base/status.h"
 #include "common/daemon/control_service.h"
+#include "common/daemon/fault_service.h"
 #include "common/daemon/flags.h"
 #include "common/daemon/process.h"
 #include "common/daemon/version.h"
@@ -74,6 +76,7 @@ class DaemonImpl : public Daemon {
     rpc.insecure_listen = absl::GetFlag(FLAGS_insecure_listen);
     rpc.services = options_.services;
     rpc.services.push_back(control_.get());
+    rpc.services.push_back(&faults_);
     rpc.bulk = options_.bulk;
     rpc.registries = options_.registries;
     rpc.registries.push_back(control_->registry());
@@ -249,6 +252,7 @@ class DaemonImpl : public Daemon {
   absl::Status stop_status_ ABSL_GUARDED_BY(mu_);
 
   // Destroyed from the last to the first: what calls before what is called.
+  internal::FaultService faults_;
   std::unique_ptr<internal::ControlService> control_;
   std::unique_ptr<StatusServer> http_;
   std::unique_ptr<RpcServer> rpc_;
@@ -283,6 +287,15 @@ std::vector<std::string> InitDaemon(int argc, char** argv, const std::string& us
   FLAGS_logtostderr = logging.logtostderr;
   if (!logging.log_dir.empty()) FLAGS_log_dir = logging.log_dir;
   if (!google::IsGoogleLoggingInitialized()) google::InitGoogleLogging(argv[0]);
+
+  if (absl::GetFlag(FLAGS_allow_fault_injection)) {
+    // Before the first channel is made: those made earlier would know no faults.
+    const absl::Status faults = internal::EnableFaults(absl::GetFlag(FLAGS_fault_plan));
+    if (!faults.ok()) std::exit(ExitCode("--fault_plan", faults));
+  } else if (!absl::GetFlag(FLAGS_fault_plan).empty()) {
+    std::exit(ExitCode("--fault_plan",
+                       absl::InvalidArgumentError("--fault_plan needs --allow_fault_injection")));
+  }
   return std::vector<std::string>(arguments.begin() + 1, arguments.end());
 }
 

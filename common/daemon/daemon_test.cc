@@ -17,6 +17,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/base/fault.h"
 #include "common/base/file.h"
 #include "common/base/mutex.h"
 #include "common/daemon/flags.h"
@@ -30,6 +31,7 @@
 #include "httplib.h"
 #include "nlohmann/json.hpp"
 #include "proto/control.grpc.pb.h"
+#include "proto/fault_injection.grpc.pb.h"
 #include "proto/parameter_server.grpc.pb.h"
 
 namespace codistill {
@@ -293,6 +295,44 @@ TEST_F(DaemonTest, EveryDaemonCanSetTheVerbosityOfItsLog) {
   const grpc::Status unknown = control_->Set(MakeContext(In(20)).get(), set, &previous);
   EXPECT_EQ(unknown.error_code(), grpc::StatusCode::NOT_FOUND);
   EXPECT_NE(unknown.error_message().find("there is: v"), std::string::npos);
+}
+
+TEST_F(DaemonTest, FaultsNeedLeave) {
+  Start(Options());
+  const auto faults = FaultInjection::NewStub(channel_);
+  InjectFaultsRequest request;
+  request.mutable_rules()->Add()->set_point("rpc:/codistill.Leader/GetHistory");
+  request.mutable_rules(0)->set_times(1);
+  InjectFaultsReply reply;
+  absl::Status status =
+      FromGrpcStatus(faults->InjectFaults(MakeContext(In(20)).get(), request, &reply));
+  EXPECT_EQ(status.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_TRUE(absl::StrContains(status.message(), "--allow_fault_injection")) << status;
+
+  FaultInjector::Global().Enable();  // as the flag does
+  status = FromGrpcStatus(faults->InjectFaults(MakeContext(In(20)).get(), request, &reply));
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_TRUE(absl::StrContains(status.message(), "rules[0]")) << status;
+  EXPECT_TRUE(absl::StrContains(status.message(), "DROP_REPLY")) << status;
+
+  request.mutable_rules(0)->set_kind(FaultRuleProto::DROP);
+  status = FromGrpcStatus(faults->InjectFaults(MakeContext(In(20)).get(), request, &reply));
+  ASSERT_TRUE(status.ok()) << status;
+  // A channel made since then meets the fault, once.
+  const auto leader = Leader::NewStub(MakeChannel(daemon_->address(), ChannelUse::kControl));
+  GetHistoryReply history;
+  status =
+      FromGrpcStatus(leader->GetHistory(MakeContext(In(20)).get(), GetHistoryRequest(), &history));
+  EXPECT_TRUE(absl::IsUnavailable(status)) << status;
+  EXPECT_EQ(leader_.parked, 0);
+  ASSERT_TRUE(
+      FromGrpcStatus(faults->GetFaults(MakeContext(In(20)).get(), GetFaultsRequest(), &reply))
+          .ok());
+  ASSERT_EQ(reply.counts_size(), 1);
+  EXPECT_EQ(reply.counts(0).rule().kind(), FaultRuleProto::DROP);
+  EXPECT_EQ(reply.counts(0).hits(), 1);
+  EXPECT_EQ(reply.counts(0).faults(), 1);
+  ASSERT_TRUE(FaultInjector::Global().SetRules(0, {}).ok());
 }
 
 TEST_F(DaemonTest, DrainRunsTheHookAndEndsParkedCalls) {

@@ -21,6 +21,12 @@ ABSL_FLAG(bool, insecure_listen, false,
 ABSL_FLAG(double, drain_timeout_s, 20,
           "Seconds a drain may take before the daemon gives up and exits with an error.");
 
+ABSL_FLAG(bool, allow_fault_injection, false,
+          "For tests: let whoever reaches this daemon make its calls fail and kill it.");
+ABSL_FLAG(std::string, fault_plan, "",
+          "With --allow_fault_injection: faults from the start (text format of "
+          "InjectFaultsRequest).");
+
 ABSL_FLAG(int, v, 0, "Verbosity: log VLOG messages up to this level.");
 ABSL_FLAG(bool, logtostderr, true, "Log to stderr rather than to files in --log_dir.");
 ABSL_FLAG(std::string, log_dir, "", "Directory for log files, with --nologtostderr.");

@@ -1,11 +1,13 @@
 #include "common/rpc/channel.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "absl/random/random.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/status.h"
+#include "common/rpc/fault_interceptor.h"
 #include "grpc/grpc.h"
 #include "grpcpp/create_channel.h"
 #include "grpcpp/security/credentials.h"
@@ -62,7 +64,12 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, ChannelUs
   // Channels of equal target and arguments share a connection; tensors must not queue up before
   // heartbeats, so they get one of their own.
   if (use != ChannelUse::kControl) arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  auto faults = MakeFaultInterceptors(address);
+  if (faults.empty()) {
+    return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  }
+  return grpc::experimental::CreateCustomChannelWithInterceptors(
+      address, grpc::InsecureChannelCredentials(), arguments, std::move(faults));
 }
 
 std::unique_ptr<grpc::ClientContext> MakeContext(absl::Time deadline) {
