@@ -4,19 +4,21 @@
 #include <utility>
 
 #include "common/rpc/channel.h"
+#include "common/rpc/fault_stream.h"
 #include "common/rpc/grpc_status.h"
 #include "grpcpp/client_context.h"
 #include "grpcpp/completion_queue.h"
 #include "grpcpp/generic/generic_stub.h"
 
 namespace codistill {
+namespace {
 
 // One operation is in flight at a time, so one completion queue and one tag do: whoever starts an
 // operation waits for its end, and drives the connection's polling meanwhile.
-class BulkStream::Impl {
+class GrpcBulkStream final : public BulkStream {
  public:
-  Impl(const std::shared_ptr<grpc::Channel>& channel, const std::string& full_method,
-       absl::Time deadline)
+  GrpcBulkStream(const std::shared_ptr<grpc::Channel>& channel, const std::string& full_method,
+                 absl::Time deadline)
       : channel_(channel), context_(MakeContext(deadline)) {
     grpc::GenericStub stub(channel_);
     stream_ = stub.PrepareCall(context_.get(), full_method, &queue_);
@@ -24,10 +26,10 @@ class BulkStream::Impl {
     writes_done_ = !Wait();
   }
 
-  ~Impl() {
+  ~GrpcBulkStream() override {
     if (!finished_) {
       context_->TryCancel();
-      Finish().IgnoreError();  // CANCELLED, as wanted
+      End().IgnoreError();  // CANCELLED, as wanted
     }
     queue_.Shutdown();
     void* tag;
@@ -36,7 +38,7 @@ class BulkStream::Impl {
     }
   }
 
-  bool Write(grpc::ByteBuffer message) {
+  bool Write(grpc::ByteBuffer message) override {
     if (writes_done_ || finished_) return false;
     stream_->Write(message, this);
     if (Wait()) return true;
@@ -44,14 +46,26 @@ class BulkStream::Impl {
     return false;
   }
 
-  void WritesDone() {
+  void WritesDone() override { HalfClose(); }
+
+  bool Read(grpc::ByteBuffer* message) override { return Receive(message); }
+
+  absl::Status Finish() override { return End(); }
+
+  void Cancel() override {
+    cancelled_ = true;
+    context_->TryCancel();
+  }
+
+ private:
+  void HalfClose() {
     if (writes_done_ || finished_) return;
     writes_done_ = true;
     stream_->WritesDone(this);
     Wait();
   }
 
-  bool Read(grpc::ByteBuffer* message) {
+  bool Receive(grpc::ByteBuffer* message) {
     if (reads_done_ || finished_) return false;
     stream_->Read(message, this);
     if (Wait()) return true;
@@ -59,12 +73,12 @@ class BulkStream::Impl {
     return false;
   }
 
-  absl::Status Finish() {
+  absl::Status End() {
     if (finished_) return status_;
     // The call's status comes after its last message: what nobody read is dropped here.
-    WritesDone();
+    HalfClose();
     grpc::ByteBuffer dropped;
-    while (Read(&dropped)) {
+    while (Receive(&dropped)) {
     }
     grpc::Status status;
     stream_->Finish(&status, this);
@@ -74,12 +88,6 @@ class BulkStream::Impl {
     return status_;
   }
 
-  void Cancel() {
-    cancelled_ = true;
-    context_->TryCancel();
-  }
-
- private:
   bool Wait() {
     void* tag;
     bool ok = false;
@@ -97,19 +105,13 @@ class BulkStream::Impl {
   absl::Status status_;
 };
 
+}  // namespace
+
 std::unique_ptr<BulkStream> BulkStream::Open(const std::shared_ptr<grpc::Channel>& channel,
                                              const std::string& full_method, absl::Time deadline) {
-  return std::unique_ptr<BulkStream>(
-      new BulkStream(std::make_unique<Impl>(channel, full_method, deadline)));
+  return OpenWithFaults(full_method, [=] {
+    return std::make_unique<GrpcBulkStream>(channel, full_method, deadline);
+  });
 }
-
-BulkStream::BulkStream(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
-BulkStream::~BulkStream() = default;
-
-bool BulkStream::Write(grpc::ByteBuffer message) { return impl_->Write(std::move(message)); }
-void BulkStream::WritesDone() { impl_->WritesDone(); }
-bool BulkStream::Read(grpc::ByteBuffer* message) { return impl_->Read(message); }
-absl::Status BulkStream::Finish() { return impl_->Finish(); }
-void BulkStream::Cancel() { impl_->Cancel(); }
 
 }  // namespace codistill

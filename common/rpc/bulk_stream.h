@@ -12,30 +12,26 @@
 
 namespace codistill {
 
-// One streaming call of raw messages, client side, blocking: the thread that calls waits on a
-// completion queue of this stream. One thread at a time. The deadline covers the whole call.
+// One streaming call of raw messages, client side, blocking: the thread that calls waits. One
+// thread at a time, but for Cancel. The deadline covers the whole call.
 class BulkStream {
  public:
+  // Over gRPC; the thread that calls waits on a completion queue of this stream.
   static std::unique_ptr<BulkStream> Open(const std::shared_ptr<grpc::Channel>& channel,
                                           const std::string& full_method, absl::Time deadline);
   // Cancels the call if it is not finished.
-  ~BulkStream();
+  virtual ~BulkStream() = default;
 
   // False: the call has ended early; Finish() says why.
-  bool Write(grpc::ByteBuffer message);
-  void WritesDone();
+  virtual bool Write(grpc::ByteBuffer message) = 0;
+  virtual void WritesDone() = 0;
   // False: no more messages; Finish() says whether all went well.
-  bool Read(grpc::ByteBuffer* message);
+  virtual bool Read(grpc::ByteBuffer* message) = 0;
   // Ends the call: messages that were not read are dropped, after which the status comes. CANCELLED
   // only after Cancel; a server that goes down gives UNAVAILABLE.
-  absl::Status Finish();
+  virtual absl::Status Finish() = 0;
   // From any thread.
-  void Cancel();
-
- private:
-  class Impl;
-  explicit BulkStream(std::unique_ptr<Impl> impl);
-  std::unique_ptr<Impl> impl_;
+  virtual void Cancel() = 0;
 };
 
 }  // namespace codistill
