@@ -320,6 +320,8 @@ class ExportTest(unittest.TestCase):
             ("mlp", dict(_MODELS["mlp"], dropout="1"), "option dropout is '1'"),
             ("mlp", dict(_MODELS["mlp"], dropout="nan"), "option dropout is 'nan'"),
             ("ctr", {"numeric": "0", "cardinalities": ""}, "option cardinalities is ''"),
+            ("ctr", {"numeric": "1"}, "ctr needs option 'cardinalities'"),
+            ("ctr", {"numeric": "1", "rows": "2", "cardinalities": "4"}, "option rows is '2'"),
             ("ctr", {"numeric": "1", "cardinalities": "4,x"}, "option cardinalities is '4,x'"),
             ("resnet", {"depth": "10", "num_classes": "2"}, "option depth is '10'"),
             ("resnet", dict(_MODELS["resnet"], std="1,0,1"), "option std is"),
@@ -428,6 +430,24 @@ class ModelTest(unittest.TestCase):
         self.train(model, [none, torch.tensor([[0, 1], [1, 2], [2, 3], [3, 4]])], labels, rate=0.5)
         model = self.load("ctr", cardinalities="", hidden="")
         self.train(model, [torch.randn(4, 3), none.long()], labels, rate=0.5)
+
+    def test_ctr_of_given_rows(self):
+        numeric, rows = torch.randn(16, 3), torch.randn(16, 4, 5)
+        labels = (numeric[:, 0] * rows[:, 1, 2] > 0).long()
+        for cross in ("0", "2"):
+            model = self.load("ctr", cardinalities="", rows="4", cross=cross)
+            self.assertEqual(model(numeric, rows).shape, (16, 1))
+            self.train(model, [numeric, rows], labels, rate=0.3)
+            self.assertFalse(any("embedding" in name for name, _ in model.named_parameters()))
+
+    def test_ctr_cross_layers(self):
+        model = self.load("ctr", cardinalities="", rows="1", cross="1", hidden="", numeric="2")
+        numeric, rows = torch.randn(4, 2), torch.randn(4, 1, 5)
+        x = torch.cat([numeric, rows.flatten(1)], dim=1)
+        tower = model.tower
+        crossed = x * getattr(tower.cross, "0")(x) + x
+        wanted = tower.output(torch.cat([crossed, x], dim=1))
+        self.assertTrue(torch.allclose(model(numeric, rows), wanted, atol=1e-6))
 
     def test_resnet(self):
         image, labels = torch.rand(4, 3, 32, 32), torch.tensor([0, 3, 6, 9])

@@ -70,6 +70,10 @@ class TorchModel final : public Model {
   absl::StatusOr<Logits> Forward(absl::Span<const Tensor> inputs, States* states,
                                  uint64_t seed) override;
   absl::Status Backward(const Tensor& gradient, const OnGradient& on_gradient) override;
+  Tensor InputGradient(int index) const override {
+    return static_cast<size_t>(index) < input_gradients_.size() ? input_gradients_[index]
+                                                                : Tensor();
+  }
 
   // Checks forward()'s arguments and runs it on zeros.
   absl::Status CheckForward();
@@ -94,6 +98,7 @@ class TorchModel final : public Model {
   }
   void HandOverAccumulated(int index);
   void HandOver(int index, const at::Tensor& gradient);
+  void TakeInputGradients();
 
   const Options options_;
   mutable torch::jit::Module module_;
@@ -104,6 +109,9 @@ class TorchModel final : public Model {
   mutable bool training_ ABSL_GUARDED_BY(mode_mu_) = true;
 
   at::Tensor output_;  // of the last Forward, until its Backward
+  // The arguments whose gradients are wanted, by input; undefined for others. As output_.
+  std::vector<at::Tensor> rows_;
+  std::vector<Tensor> input_gradients_;  // of the last Backward
   // During Backward only:
   const OnGradient* on_gradient_ = nullptr;
   const void* root_ = nullptr;  // the caller's memory
@@ -201,11 +209,18 @@ absl::StatusOr<Model::Logits> TorchModel::Forward(absl::Span<const Tensor> input
                                                   uint64_t seed) {
   SetTraining(true);
   output_ = at::Tensor();
+  rows_.clear();
+  input_gradients_.clear();
   return CatchTorch(absl::StatusCode::kInvalidArgument, "forward() failed on this batch",
                     [&]() -> absl::StatusOr<Logits> {
                       torch::AutoGradMode with_grad(true);
                       torch::manual_seed(seed);
                       CODISTILL_ASSIGN_OR_RETURN(auto arguments, Arguments(inputs, states));
+                      rows_.resize(inputs.size());
+                      for (int i = 0; i < config().inputs_size(); ++i) {
+                        if (config().inputs(i).embedding_table().empty()) continue;
+                        rows_[i] = arguments[i].toTensor().set_requires_grad(true);
+                      }
                       CODISTILL_ASSIGN_OR_RETURN(const PassResult result,
                                                  Run(std::move(arguments), inputs[0].shape()[0]));
                       CODISTILL_RETURN_IF_ERROR(tensors_.PutBuffersBack());
@@ -238,11 +253,25 @@ absl::Status TorchModel::Backward(const Tensor& gradient, const OnGradient& on_g
             HandOver(i, at::zeros_like(tensors_.tensor(i), at::MemoryFormat::Contiguous));
           }
         }
+        TakeInputGradients();
         return absl::OkStatus();
       });
   on_gradient_ = nullptr;
   root_ = nullptr;
+  rows_.clear();
   return status;
+}
+
+void TorchModel::TakeInputGradients() {
+  input_gradients_.resize(rows_.size());
+  for (size_t i = 0; i < rows_.size(); ++i) {
+    if (!rows_[i].defined()) continue;
+    at::Tensor gradient = rows_[i].grad();
+    if (!gradient.defined()) gradient = at::zeros_like(rows_[i], at::MemoryFormat::Contiguous);
+    // The caller's own memory may not be kept, as in HandOver.
+    if (gradient.storage().data() == root_) gradient = gradient.clone();
+    input_gradients_[i] = FromTorch(gradient);
+  }
 }
 
 void TorchModel::HandOverAccumulated(int index) {

@@ -24,7 +24,9 @@ class Model {
  public:
   struct Options {
     std::string archive;  // path of the .pt file
-    ModelConfig config;   // inputs, states, num_outputs
+    // Inputs, states, num_outputs, as forward() has them: ForwardConfig (common/config/embedding.h)
+    // of a job's model.
+    ModelConfig config;
     std::string device = "cpu";
     int threads = 1;  // of libtorch in this process
   };
@@ -66,6 +68,11 @@ class Model {
   // `gradient`: d loss / d logits, [rows, num_outputs], of the last Forward. It may be called once
   // for each Forward.
   virtual absl::Status Backward(const Tensor& gradient, const OnGradient& on_gradient) = 0;
+
+  // After Backward: its gradient with respect to input `index` of that Forward, FP32 of the input's
+  // shape, zeros where the logits do not depend on it. Only for inputs with an embedding_table;
+  // empty for others. Valid until the next Forward.
+  virtual Tensor InputGradient(int /*index*/) const { return Tensor(); }
 };
 
 }  // namespace codistill

@@ -545,5 +545,60 @@ def build(options):
               HasSubstr("forward() changes calls in eval mode"));
 }
 
+// Inputs from embedding tables.
+constexpr char kRowsSource[] = R"(
+import torch
+from torch import nn
+
+class Rows(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.output = nn.Linear(6, 1)
+
+    def forward(self, x: torch.Tensor, rows: torch.Tensor, idle: torch.Tensor) -> torch.Tensor:
+        return self.output(torch.cat([x, (rows * rows).flatten(1)], dim=1))
+
+def build(options):
+    return Rows()
+)";
+constexpr char kRowsConfig[] = R"pb(
+  inputs { name: "x" shape: 2 }
+  inputs { name: "rows" shape: 2 shape: 2 embedding_table: "t" }
+  inputs { name: "idle" shape: 1 shape: 3 embedding_table: "u" }
+  num_outputs: 1
+)pb";
+
+TEST(Rows, GetTheGradientOfTheLoss) {
+  const auto model = Load(ExportSourceForTest("m", kRowsSource), kRowsConfig);
+  ASSERT_NE(model, nullptr);
+  const Tensor x = RandomFloats({3, 2}, 1);
+  const Tensor rows = RandomFloats({3, 2, 2}, 2);
+  const Tensor idle = RandomFloats({3, 1, 3}, 3);
+  const Tensor gradient = FloatTensor({3, 1}, {1, -2, 0.5f});
+  for (int pass = 0; pass < 2; ++pass) {
+    ASSERT_TRUE(model->Forward({x, rows, idle}, nullptr, 1).ok());
+    Gradients gradients;
+    ASSERT_TRUE(Backward(model.get(), gradient, &gradients).ok());
+    EXPECT_TRUE(model->InputGradient(0).empty());
+    EXPECT_TRUE(model->InputGradient(7).empty());
+    const Tensor of_rows = model->InputGradient(1);
+    ASSERT_EQ(of_rows.shape(), rows.shape());
+    const auto weight = Values(*model, "output.weight");
+    for (int b = 0; b < 3; ++b) {
+      for (int i = 0; i < 4; ++i) {
+        // d/dr w r^2 = 2 w r, the same in each pass: nothing is left over from the one before.
+        EXPECT_FLOAT_EQ(of_rows.As<float>()[b * 4 + i],
+                        gradient.As<float>()[b] * weight[2 + i] * 2 * rows.As<float>()[b * 4 + i]);
+      }
+    }
+    const Tensor of_idle = model->InputGradient(2);
+    ASSERT_EQ(of_idle.shape(), idle.shape());
+    EXPECT_THAT(of_idle.As<float>(), testing::Each(0.0f));
+  }
+  // Predicting neither wants nor keeps gradients.
+  const auto logits = model->Predict({x, rows, idle}, nullptr);
+  ASSERT_TRUE(logits.ok()) << logits.status();
+}
+
 }  // namespace
 }  // namespace codistill
