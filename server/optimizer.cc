@@ -6,33 +6,40 @@
 namespace codistill {
 namespace {
 
-// The loops below are all there is to vectorise: one pass, no branch, no alias. This file is
-// compiled with -O3 in every configuration.
+// The loops below are all there is to vectorise: one pass, no branch. An output may be its own
+// input but overlaps nothing else, so no iteration depends on another. This file is compiled with
+// -O3 in every configuration.
 
-void ApplySgd(float lr, float decay, size_t n, float* __restrict w, const float* __restrict g) {
-  for (size_t i = 0; i < n; ++i) w[i] -= lr * (g[i] + decay * w[i]);
+void ApplySgd(float lr, float decay, size_t n, const float* w, const float* g, float* to) {
+#pragma GCC ivdep
+  for (size_t i = 0; i < n; ++i) to[i] = w[i] - lr * (g[i] + decay * w[i]);
 }
 
-void ApplyMomentum(float lr, float decay, float momentum, size_t n, float* __restrict w,
-                   const float* __restrict g, float* __restrict v) {
+void ApplyMomentum(float lr, float decay, float momentum, size_t n, const float* w, const float* g,
+                   const float* v, float* to, float* new_v) {
+#pragma GCC ivdep
   for (size_t i = 0; i < n; ++i) {
-    v[i] = momentum * v[i] + (g[i] + decay * w[i]);
-    w[i] -= lr * v[i];
+    const float velocity = momentum * v[i] + (g[i] + decay * w[i]);
+    new_v[i] = velocity;
+    to[i] = w[i] - lr * velocity;
   }
 }
 
 // `correction2` is 1 / (1 - beta2^t) and `rate` lr / (1 - beta1^t): both corrections cost no
 // division an element.
 void ApplyAdam(float rate, float correction2, float decay, float beta1, float beta2, float epsilon,
-               size_t n, float* __restrict w, const float* __restrict g, float* __restrict m,
-               float* __restrict v) {
+               size_t n, const float* w, const float* g, const float* m, const float* v, float* to,
+               float* new_m, float* new_v) {
   const float one_minus_beta1 = 1.0f - beta1;
   const float one_minus_beta2 = 1.0f - beta2;
+#pragma GCC ivdep
   for (size_t i = 0; i < n; ++i) {
     const float gradient = g[i] + decay * w[i];
-    m[i] = beta1 * m[i] + one_minus_beta1 * gradient;
-    v[i] = beta2 * v[i] + one_minus_beta2 * gradient * gradient;
-    w[i] -= rate * m[i] / (std::sqrt(v[i] * correction2) + epsilon);
+    const float first = beta1 * m[i] + one_minus_beta1 * gradient;
+    const float second = beta2 * v[i] + one_minus_beta2 * gradient * gradient;
+    new_m[i] = first;
+    new_v[i] = second;
+    to[i] = w[i] - rate * first / (std::sqrt(second * correction2) + epsilon);
   }
 }
 
@@ -52,17 +59,19 @@ std::vector<std::string> Optimizer::SlotNames() const {
   return {};
 }
 
-void Optimizer::Apply(const Step& step, absl::Span<float> weights, absl::Span<const float> gradient,
-                      absl::Span<float* const> slots) const {
+void Optimizer::Apply(const Step& step, absl::Span<const float> weights,
+                      absl::Span<const float> gradient, absl::Span<const float* const> slots,
+                      float* new_weights, absl::Span<float* const> new_slots) const {
   const size_t n = weights.size();
   const float lr = static_cast<float>(step.learning_rate);
   const float decay = static_cast<float>(step.weight_decay);
   switch (config_.kind()) {
     case OptimizerConfig::SGD:
-      ApplySgd(lr, decay, n, weights.data(), gradient.data());
+      ApplySgd(lr, decay, n, weights.data(), gradient.data(), new_weights);
       return;
     case OptimizerConfig::MOMENTUM:
-      ApplyMomentum(lr, decay, config_.momentum(), n, weights.data(), gradient.data(), slots[0]);
+      ApplyMomentum(lr, decay, config_.momentum(), n, weights.data(), gradient.data(), slots[0],
+                    new_weights, new_slots[0]);
       return;
     case OptimizerConfig::ADAM: {
       const double t = static_cast<double>(step.step);
@@ -70,7 +79,8 @@ void Optimizer::Apply(const Step& step, absl::Span<float> weights, absl::Span<co
       const float rate = static_cast<float>(step.learning_rate / (1.0 - std::pow(beta1, t)));
       const float correction2 = static_cast<float>(1.0 / (1.0 - std::pow(beta2, t)));
       ApplyAdam(rate, correction2, decay, config_.beta1(), config_.beta2(), config_.epsilon(), n,
-                weights.data(), gradient.data(), slots[0], slots[1]);
+                weights.data(), gradient.data(), slots[0], slots[1], new_weights, new_slots[0],
+                new_slots[1]);
       return;
     }
     default:

@@ -34,9 +34,11 @@ class Optimizer {
     double weight_decay = 0;  // 0 where the parameter takes none
     int64_t step = 1;         // from 1, for bias correction
   };
-  // `slots[i]` points to as many elements as `weights` has. The ranges must not overlap.
-  void Apply(const Step& step, absl::Span<float> weights, absl::Span<const float> gradient,
-             absl::Span<float* const> slots) const;
+  // Reads the old weights and slots and writes the new ones. Everything has as many elements as
+  // `weights`; an output is its own input (an update in place) or overlaps nothing.
+  void Apply(const Step& step, absl::Span<const float> weights, absl::Span<const float> gradient,
+             absl::Span<const float* const> slots, float* new_weights,
+             absl::Span<float* const> new_slots) const;
 
  private:
   const OptimizerConfig config_;

@@ -48,6 +48,13 @@ struct Reference {
   }
 };
 
+// In place.
+void Apply(const Optimizer& optimizer, const Optimizer::Step& step, absl::Span<float> weights,
+           absl::Span<const float> gradient, const std::vector<float*>& slots) {
+  const std::vector<const float*> from(slots.begin(), slots.end());
+  optimizer.Apply(step, weights, gradient, from, weights.data(), slots);
+}
+
 class OptimizerTest : public testing::TestWithParam<OptimizerConfig::Kind> {};
 
 TEST_P(OptimizerTest, FollowsTheFormulaInDoublePrecision) {
@@ -66,7 +73,7 @@ TEST_P(OptimizerTest, FollowsTheFormulaInDoublePrecision) {
   for (int t = 1; t <= kSteps; ++t) {
     const std::vector<float> gradient = Normal(&random);
     const double lr = 0.01 / t, decay = t % 2 == 0 ? 0.1 : 0.0;
-    optimizer.Apply({lr, decay, t}, absl::MakeSpan(weights), gradient, slot_pointers);
+    Apply(optimizer, {lr, decay, t}, absl::MakeSpan(weights), gradient, slot_pointers);
     for (size_t i = 0; i < kElements; ++i) references[i].Apply(gradient[i], lr, decay, t);
   }
   for (size_t i = 0; i < kElements; ++i) {
@@ -90,14 +97,41 @@ TEST_P(OptimizerTest, CuttingARangeChangesNothing) {
                            size_t end) {
       std::vector<float*> pointers;
       for (auto& slot : *s) pointers.push_back(slot.data() + begin);
-      optimizer.Apply(step, absl::MakeSpan(*w).subspan(begin, end - begin),
-                      absl::MakeConstSpan(gradient).subspan(begin, end - begin), pointers);
+      Apply(optimizer, step, absl::MakeSpan(*w).subspan(begin, end - begin),
+            absl::MakeConstSpan(gradient).subspan(begin, end - begin), pointers);
     };
     apply(&whole, &whole_slots, 0, kElements);
     apply(&cut, &cut_slots, 512, kElements);  // cuts lie on multiples of 16 elements
     apply(&cut, &cut_slots, 0, 512);
   }
   for (size_t i = 0; i < kElements; ++i) ASSERT_EQ(whole[i], cut[i]) << i;
+}
+
+TEST_P(OptimizerTest, OutOfPlaceIsInPlace) {
+  OptimizerConfig config;
+  config.set_kind(GetParam());
+  const Optimizer optimizer(config);
+  std::mt19937 random(9);
+  std::vector<float> weights = Normal(&random), to(kElements);
+  const size_t num_slots = optimizer.SlotNames().size();
+  std::vector<std::vector<float>> slots, new_slots(num_slots, std::vector<float>(kElements));
+  for (size_t s = 0; s < num_slots; ++s) slots.push_back(std::vector<float>(kElements, 0.25f));
+  const std::vector<float> gradient = Normal(&random), before = weights;
+  const auto slots_before = slots;
+  std::vector<const float*> from;
+  std::vector<float*> in_place, out;
+  for (size_t s = 0; s < num_slots; ++s) {
+    from.push_back(slots[s].data());
+    in_place.push_back(slots[s].data());
+    out.push_back(new_slots[s].data());
+  }
+  optimizer.Apply({0.1, 0.01, 3}, weights, gradient, from, to.data(), out);
+  EXPECT_EQ(weights, before);
+  EXPECT_EQ(slots, slots_before);
+  Apply(optimizer, {0.1, 0.01, 3}, absl::MakeSpan(weights), gradient, in_place);
+  EXPECT_EQ(weights, to);
+  EXPECT_EQ(slots, new_slots);
+  EXPECT_NE(weights, before);
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, OptimizerTest,

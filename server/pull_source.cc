@@ -4,36 +4,43 @@
 #include <utility>
 
 #include "common/base/status.h"
-#include "server/aligned_buffer.h"
 
 namespace codistill {
 
-PullSource::PullSource(std::shared_ptr<const ShardStore> store,
-                       std::shared_ptr<const ShardStore::Cut> cut, int64_t exact_step,
-                       Version version, const std::vector<uint32_t>& tensors, int64_t block_bytes)
-    : store_(std::move(store)),
-      cut_(std::move(cut)),
-      exact_step_(exact_step),
-      version_(std::move(version)) {
+PullSource::PullSource(std::shared_ptr<const ShardStore> store, std::shared_ptr<const Cut> cut,
+                       Version version, const std::vector<uint32_t>& tensors, int64_t chunk_bytes)
+    : store_(std::move(store)), cut_(std::move(cut)), version_(std::move(version)) {
   const std::vector<ShardPiece>& pieces = store_->layout().pieces();
+  const uint64_t block_bytes = store_->block_bytes();
   for (size_t i = 0; i < pieces.size(); ++i) {
-    const Piece& piece = pieces[i].piece;
+    const ShardPiece& piece = pieces[i];
     if (!tensors.empty() &&
-        std::find(tensors.begin(), tensors.end(), piece.tensor()) == tensors.end()) {
+        std::find(tensors.begin(), tensors.end(), piece.piece.tensor()) == tensors.end()) {
       continue;
     }
-    const int64_t step =
-        std::max<int64_t>(1, block_bytes / static_cast<int64_t>(pieces[i].element_size));
-    for (int64_t done = 0; done < piece.count(); done += step) {
+    // A chunk ends where its block ends.
+    const uint64_t most =
+        std::max<uint64_t>(piece.element_size, static_cast<uint64_t>(chunk_bytes));
+    for (uint64_t at = piece.offset; at < piece.offset + piece.bytes;) {
+      const uint64_t offset = at % block_bytes;
+      const uint64_t left = std::min({most, block_bytes - offset, piece.offset + piece.bytes - at});
+      const uint64_t count = left / piece.element_size;
       blocks_.push_back(
-          {static_cast<int>(i), piece.begin() + done, std::min(step, piece.count() - done)});
+          {static_cast<int>(i),
+           piece.piece.begin() + static_cast<int64_t>((at - piece.offset) / piece.element_size),
+           static_cast<int64_t>(count), static_cast<size_t>(at / block_bytes), offset});
+      at += count * piece.element_size;
     }
   }
+  if (blocks_.empty()) cut_ = nullptr;
 }
 
-absl::StatusOr<PullSource::Block> PullSource::Read(int64_t index) const {
+absl::StatusOr<PullSource::Block> PullSource::Read(int64_t index) {
   const Range& range = blocks_[index];
   const ShardPiece& piece = store_->layout().pieces()[range.piece];
+  auto owner = std::make_shared<BlockRef>(cut_->block(range.block));
+  if (!*owner) return ShardStore::RevokedError(*cut_);
+  if (index + 1 == num_blocks()) cut_ = nullptr;
   Block block;
   block.chunk.set_tensor(piece.piece.tensor());
   block.chunk.set_begin(range.begin);
@@ -41,17 +48,8 @@ absl::StatusOr<PullSource::Block> PullSource::Read(int64_t index) const {
   block.chunk.set_dtype(piece.dtype);
   block.chunk.set_content(TensorChunk::VALUE);
   block.bytes = static_cast<size_t>(range.count) * piece.element_size;
-  if (cut_ != nullptr) {
-    block.data = cut_->values->data() + piece.offset +
-                 static_cast<uint64_t>(range.begin - piece.piece.begin()) * piece.element_size;
-    block.owner = cut_->values;
-    return block;
-  }
-  auto copy = std::make_shared<AlignedBuffer>(block.bytes);
-  CODISTILL_RETURN_IF_ERROR(
-      store_->ReadLive(range.piece, range.begin, range.count, exact_step_, copy->data()));
-  block.data = copy->data();
-  block.owner = std::move(copy);
+  block.data = owner->data() + range.offset;
+  block.owner = std::move(owner);
   return block;
 }
 

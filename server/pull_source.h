@@ -11,9 +11,8 @@
 
 namespace codistill {
 
-// What one Pull sends, chunk by chunk in shard-map order. Chunks of a cut are the cut's own memory,
-// kept alive by `owner`; chunks of live weights are copied when they are asked for, each into
-// memory of its own. Used by one call.
+// What one Pull sends, chunk by chunk in shard-map order: the memory of the version's own blocks,
+// kept alive and unchanged by `owner`. Nothing is copied. Used by one call.
 class PullSource {
  public:
   struct Block {
@@ -23,26 +22,27 @@ class PullSource {
     std::shared_ptr<const void> owner;
   };
 
-  // `cut` null: live weights, of exactly `exact_step` unless that is negative. Only the tensors
-  // whose index is in `tensors`, all if that is empty.
-  PullSource(std::shared_ptr<const ShardStore> store, std::shared_ptr<const ShardStore::Cut> cut,
-             int64_t exact_step, Version version, const std::vector<uint32_t>& tensors,
-             int64_t block_bytes);
+  // Of `cut` only the tensors whose index is in `tensors`, all if that is empty, in chunks of at
+  // most `chunk_bytes`.
+  PullSource(std::shared_ptr<const ShardStore> store, std::shared_ptr<const Cut> cut,
+             Version version, const std::vector<uint32_t>& tensors, int64_t chunk_bytes);
 
   const Version& version() const { return version_; }
   int64_t num_blocks() const { return static_cast<int64_t>(blocks_.size()); }
-  // ABORTED if live weights have moved on in the meantime.
-  absl::StatusOr<Block> Read(int64_t index) const;
+  // Once each and in order: after the last the source lets go of the cut. ABORTED if the cut was
+  // revoked.
+  absl::StatusOr<Block> Read(int64_t index);
 
  private:
   struct Range {
     int piece = 0;
     int64_t begin = 0;  // element of the tensor
     int64_t count = 0;
+    size_t block = 0;
+    uint64_t offset = 0;  // in the block
   };
   const std::shared_ptr<const ShardStore> store_;
-  const std::shared_ptr<const ShardStore::Cut> cut_;
-  const int64_t exact_step_;
+  std::shared_ptr<const Cut> cut_;
   const Version version_;
   std::vector<Range> blocks_;
 };

@@ -32,6 +32,7 @@ absl::StatusOr<std::unique_ptr<ModelShard>> ModelShard::Create(Options options) 
   store.shard = shard->options_.shard;
   store.optimizer = shard->options_.job.training().optimizer();
   store.held_cuts = shard->options_.job.training().held_cuts();
+  store.clock = shard->options_.clock;
   CODISTILL_ASSIGN_OR_RETURN(shard->store_, ShardStore::Create(std::move(store)));
   CODISTILL_ASSIGN_OR_RETURN(shard->executor_, Executor::Create({"shard", 1, 1024}));
   CODISTILL_ASSIGN_OR_RETURN(shard->io_executor_, Executor::Create({"shard-io", 1, 16}));
@@ -470,19 +471,25 @@ absl::StatusOr<std::unique_ptr<PullSource>> ModelShard::TryPull(const PullReques
     }
   }
   const std::vector<uint32_t> tensors(request.tensors().begin(), request.tensors().end());
-  Version version;
-  version.set_generation(generation_);
+  const auto source = [&](std::shared_ptr<const Cut> cut, int64_t step) {
+    mu_.AssertHeld();
+    Version version;
+    version.set_generation(generation_);
+    version.set_step(step);
+    if (!sync_) version.add_shard_steps(cut->step());
+    return std::make_unique<PullSource>(store_, std::move(cut), version, tensors, kMiB);
+  };
+  std::shared_ptr<const Cut> live;
   switch (request.source_case()) {
     case PullRequest::kCutStep: {
-      std::shared_ptr<const ShardStore::Cut> cut = store_->FindCut(request.cut_step());
+      std::shared_ptr<const Cut> cut = store_->FindCut(request.cut_step());
       if (cut == nullptr) {
         return absl::AbortedError(absl::StrCat("the cut of step ", request.cut_step(),
                                                " is not held; the newest is of step ",
                                                store_->newest_cut()));
       }
-      version.set_step(cut->label);
-      if (!sync_) version.add_shard_steps(cut->step);
-      return std::make_unique<PullSource>(store_, std::move(cut), -1, version, tensors, kMiB);
+      const int64_t label = cut->label();
+      return source(std::move(cut), label);
     }
     case PullRequest::kStep:
       if (!sync_) {
@@ -494,18 +501,20 @@ absl::StatusOr<std::unique_ptr<PullSource>> ModelShard::TryPull(const PullReques
         return absl::AbortedError(absl::StrCat("weights of step ", request.step(),
                                                " are gone: the shard has come to step ", step_));
       }
-      version.set_step(step_);
-      return std::make_unique<PullSource>(store_, nullptr, step_, version, tensors, kMiB);
+      live = store_->Live(step_, /*exact=*/true);
+      break;
     case PullRequest::kAtLeastStep:
       if (request.at_least_step() > step_) return nullptr;
-      version.set_step(step_);
-      if (!sync_) version.add_shard_steps(step_);
-      return std::make_unique<PullSource>(store_, nullptr, sync_ ? step_ : -1, version, tensors,
-                                          kMiB);
-    case PullRequest::SOURCE_NOT_SET:
+      live = store_->Live(sync_ ? step_ : request.at_least_step(), /*exact=*/sync_);
       break;
+    case PullRequest::SOURCE_NOT_SET:
+      return absl::InvalidArgumentError(
+          "source: one of step, at_least_step and cut_step must be set");
   }
-  return absl::InvalidArgumentError("source: one of step, at_least_step and cut_step must be set");
+  // None while an update is under way, which wakes the pull when it ends.
+  if (live == nullptr) return nullptr;
+  const int64_t step = live->step();
+  return source(std::move(live), step);
 }
 
 void ModelShard::WakePulls(Effects* effects) {

@@ -191,6 +191,7 @@ void ModelShard::Tick() {
       if (item.second.reported || item.second.reporting) continue;
       Report(item.first.first, item.first.second, &item.second, &effects);
     }
+    WakePulls(&effects);  // some wait for other readers to end
   }
   for (const auto& effect : effects) effect();
   if (!sync_) SendAsyncReports();

@@ -11,12 +11,16 @@
 namespace codistill {
 namespace {
 
-// Elements averaged and updated at a time: small enough to stay in the first-level caches and to
-// keep readers waiting for microseconds only.
-constexpr int64_t kBlockElements = 16384;
+// Elements averaged and updated at a time: small enough to stay in the first-level caches.
+constexpr int64_t kChunkElements = 16384;
 
-// Unused shard-sized buffers kept: what one step frees the next one takes.
+// Unused staging buffers kept: what one step frees the next one takes.
 constexpr size_t kFreeBuffers = 4;
+
+// Blocks as large as a frame, smaller where all the shard has is smaller.
+uint64_t BlockBytes(uint64_t buffer_bytes) {
+  return std::min<uint64_t>(BlockPool::kMaxBlockBytes, std::max<uint64_t>(buffer_bytes, 64));
+}
 
 float* Floats(uint8_t* bytes) { return reinterpret_cast<float*>(bytes); }
 const float* Floats(const uint8_t* bytes) { return reinterpret_cast<const float*>(bytes); }
@@ -40,23 +44,54 @@ ShardStore::ShardStore(Options options, PieceLayout layout)
       layout_(std::move(layout)),
       optimizer_(options_.optimizer),
       slot_names_(optimizer_.SlotNames()),
+      block_bytes_(BlockBytes(layout_.buffer_bytes())),
       pool_(layout_.buffer_bytes(), kFreeBuffers),
-      values_(layout_.buffer_bytes()) {
-  for (size_t i = 0; i < slot_names_.size(); ++i) slots_.emplace_back(layout_.buffer_bytes());
+      blocks_(block_bytes_),
+      values_(&blocks_, layout_.buffer_bytes()) {
+  for (size_t i = 0; i < slot_names_.size(); ++i) {
+    slots_.emplace_back(&blocks_, layout_.buffer_bytes());
+  }
+  block_layouts_.resize(values_.size());
+  for (size_t i = 0; i < layout_.pieces().size(); ++i) {
+    const ShardPiece& piece = layout_.pieces()[i];
+    ForSegments(piece, 0, piece.piece.count(),
+                [&](size_t block, uint64_t offset, int64_t first, int64_t count) {
+                  BlockLayout& in_block = block_layouts_[block];
+                  in_block.segments.push_back({static_cast<int>(i), first, count, offset});
+                  in_block.trained |= piece.role == TensorSpec::PARAMETER;
+                  in_block.changes |=
+                      piece.role == TensorSpec::PARAMETER || piece.role == TensorSpec::BUFFER;
+                });
+  }
   Clear();
+}
+
+void ShardStore::MakeUnique(BlockArray* array) {
+  for (size_t i = 0; i < array->size(); ++i) {
+    if (!(*array)[i].unique()) (*array)[i] = blocks_.Get();
+  }
 }
 
 void ShardStore::Clear() {
   {
-    MutexLock lock(&values_mu_);
+    MutexLock lock(&mu_);
     step_ = 0;
     updating_ = true;  // until the load has ended well, nothing is readable as a step
-    if (values_.size() > 0) std::memset(values_.data(), 0, values_.size());
-  }
-  for (AlignedBuffer& slot : slots_) {
-    if (slot.size() > 0) std::memset(slot.data(), 0, slot.size());
   }
   DropCuts();
+  const auto clear = [this](BlockArray* array) {
+    MakeUnique(array);
+    for (size_t i = 0; i < array->size(); ++i) {
+      std::memset((*array)[i].mutable_data(), 0, block_bytes_);
+    }
+  };
+  clear(&values_);
+  for (BlockArray& slot : slots_) clear(&slot);
+}
+
+void ShardStore::ReserveCuts() {
+  blocks_.Reserve(values_.size() * static_cast<size_t>(std::max(options_.held_cuts, 1)) +
+                  values_.size() * slots_.size());
 }
 
 std::shared_ptr<StagedPush> ShardStore::NewPush(const PushBegin& begin) const {
@@ -72,139 +107,249 @@ void ShardStore::Apply(const Update& update, absl::Span<const Contribution> cont
       weights.push_back(static_cast<double>(c.num_examples) / static_cast<double>(examples));
     }
     {
-      MutexLock lock(&values_mu_);
-      updating_ = true;
+      MutexLock lock(&mu_);
+      updating_ = true;  // from here on no reader takes a reference to the live blocks
     }
-    for (const ShardPiece& piece : layout_.pieces()) {
-      if (piece.role == TensorSpec::PARAMETER) {
-        ApplyPiece(piece, update, contributions, weights);
-      } else if (piece.role == TensorSpec::BUFFER) {
-        CombinePiece(piece, contributions, weights);
-      }
+    for (size_t i = 0; i < values_.size(); ++i) {
+      if (block_layouts_[i].changes) UpdateBlock(i, update, contributions, weights);
     }
   }
-  MutexLock lock(&values_mu_);
+  MutexLock lock(&mu_);
   updating_ = false;
   step_ = update.step;
 }
 
-void ShardStore::ApplyPiece(const ShardPiece& piece, const Update& update,
-                            absl::Span<const Contribution> contributions,
-                            absl::Span<const double> weights) {
-  alignas(64) float average[kBlockElements];
+void ShardStore::UpdateBlock(size_t block, const Update& update,
+                             absl::Span<const Contribution> contributions,
+                             absl::Span<const double> weights) {
+  const BlockLayout& in_block = block_layouts_[block];
+  BlockUpdate values(&blocks_, &values_[block]);
+  std::vector<BlockUpdate> slots;
+  std::vector<const uint8_t*> slots_from;
+  std::vector<uint8_t*> slots_to;
+  if (in_block.trained) {
+    for (BlockArray& slot : slots_) {
+      slots.emplace_back(&blocks_, &slot[block]);
+      slots_from.push_back(slots.back().from());
+      slots_to.push_back(slots.back().to());
+    }
+  }
+  for (const Segment& segment : in_block.segments) {
+    const ShardPiece& piece = layout_.pieces()[segment.piece];
+    if (piece.role == TensorSpec::PARAMETER) {
+      UpdateParameter(piece, segment, update, contributions, weights, values.from(), values.to(),
+                      slots_from, slots_to);
+    } else if (piece.role == TensorSpec::BUFFER) {
+      std::vector<const uint8_t*> sources;
+      for (const Contribution& c : contributions) {
+        sources.push_back(c.push->data() + block * block_bytes_ + segment.offset);
+      }
+      CombineBuffers(piece.dtype, sources, weights, segment.count, values.to() + segment.offset);
+    } else if (!values.in_place()) {
+      std::memcpy(values.to() + segment.offset, values.from() + segment.offset,
+                  static_cast<size_t>(segment.count) * piece.element_size);
+    }
+  }
+  values.Commit();
+  for (BlockUpdate& slot : slots) slot.Commit();
+}
+
+void ShardStore::UpdateParameter(const ShardPiece& piece, const Segment& segment,
+                                 const Update& update, absl::Span<const Contribution> contributions,
+                                 absl::Span<const double> weights, const uint8_t* from, uint8_t* to,
+                                 absl::Span<const uint8_t* const> slots_from,
+                                 absl::Span<uint8_t* const> slots_to) {
+  alignas(64) float average[kChunkElements];
   const Optimizer::Step step = {update.learning_rate, piece.decays ? update.weight_decay : 0.0,
                                 update.step};
-  std::vector<float*> slots(slots_.size());
-  for (int64_t first = 0; first < piece.piece.count(); first += kBlockElements) {
-    const size_t n = std::min(kBlockElements, piece.piece.count() - first);
-    const uint64_t offset = piece.offset + static_cast<uint64_t>(first) * sizeof(float);
+  std::vector<const float*> old_slots(slots_from.size());
+  std::vector<float*> new_slots(slots_to.size());
+  for (int64_t first = 0; first < segment.count; first += kChunkElements) {
+    const size_t n = std::min(kChunkElements, segment.count - first);
+    const uint64_t in_block = segment.offset + static_cast<uint64_t>(first) * sizeof(float);
+    const uint64_t in_push =
+        piece.offset + static_cast<uint64_t>(segment.first + first) * sizeof(float);
     absl::Span<const float> gradient;
     if (contributions.size() == 1 && update.clip_scale == 1) {
-      gradient = absl::MakeConstSpan(Floats(contributions[0].push->data() + offset), n);
+      gradient = absl::MakeConstSpan(Floats(contributions[0].push->data() + in_push), n);
     } else {
       for (size_t c = 0; c < contributions.size(); ++c) {
         const float scale = static_cast<float>(weights[c] * update.clip_scale);
-        const auto from = absl::MakeConstSpan(Floats(contributions[c].push->data() + offset), n);
+        const auto term = absl::MakeConstSpan(Floats(contributions[c].push->data() + in_push), n);
         if (c == 0) {
-          ScaleInto(scale, from, absl::MakeSpan(average, n));
+          ScaleInto(scale, term, absl::MakeSpan(average, n));
         } else {
-          AddScaled(scale, from, absl::MakeSpan(average, n));
+          AddScaled(scale, term, absl::MakeSpan(average, n));
         }
       }
       gradient = absl::MakeConstSpan(average, n);
     }
-    for (size_t s = 0; s < slots_.size(); ++s) slots[s] = Floats(slots_[s].data() + offset);
-    MutexLock lock(&values_mu_);
-    optimizer_.Apply(step, absl::MakeSpan(Floats(values_.data() + offset), n), gradient, slots);
+    for (size_t s = 0; s < slots_from.size(); ++s) {
+      old_slots[s] = Floats(slots_from[s] + in_block);
+      new_slots[s] = Floats(slots_to[s] + in_block);
+    }
+    optimizer_.Apply(step, absl::MakeConstSpan(Floats(from + in_block), n), gradient, old_slots,
+                     Floats(to + in_block), new_slots);
   }
-}
-
-void ShardStore::CombinePiece(const ShardPiece& piece, absl::Span<const Contribution> contributions,
-                              absl::Span<const double> weights) {
-  std::vector<const uint8_t*> sources;
-  for (const Contribution& c : contributions) sources.push_back(c.push->data() + piece.offset);
-  MutexLock lock(&values_mu_);
-  CombineBuffers(piece.dtype, sources, weights, piece.piece.count(), values_.data() + piece.offset);
 }
 
 int64_t ShardStore::step() const {
-  MutexLock lock(&values_mu_);
+  MutexLock lock(&mu_);
   return step_;
 }
 
-void ShardStore::Publish(int64_t label) {
-  if (FindCut(label) != nullptr) return;
-  auto cut = std::make_shared<Cut>();
-  cut->label = label;
-  cut->step = step();
-  std::shared_ptr<AlignedBuffer> values = pool_.Get();
-  if (values_.size() > 0) std::memcpy(values->data(), values_.data(), values_.size());
-  cut->values = std::move(values);
-  MutexLock lock(&cuts_mu_);
-  cuts_[label] = std::move(cut);
-  while (cuts_.size() > static_cast<size_t>(std::max(options_.held_cuts, 1))) {
-    cuts_.erase(cuts_.begin());
+// ---------------------------------------------------------------------------------------- reading
+
+void ShardStore::Prune(Versions* versions) {
+  versions->erase(std::remove_if(versions->begin(), versions->end(),
+                                 [](const std::weak_ptr<const Cut>& version) {
+                                   const std::shared_ptr<const Cut> held = version.lock();
+                                   return held == nullptr || held->revoked();
+                                 }),
+                  versions->end());
+}
+
+void ShardStore::RevokeOldest(Versions* versions, size_t keep) {
+  Prune(versions);
+  while (versions->size() > keep) {
+    if (const std::shared_ptr<const Cut> oldest = versions->front().lock()) {
+      oldest->Revoke();
+      ++revoked_;
+    }
+    versions->erase(versions->begin());
   }
 }
 
-std::shared_ptr<const ShardStore::Cut> ShardStore::FindCut(int64_t label) const {
-  MutexLock lock(&cuts_mu_);
+void ShardStore::Publish(int64_t label) {
+  std::vector<std::shared_ptr<const Cut>> dropped;  // their blocks return outside the lock
+  MutexLock lock(&mu_);
+  if (cuts_.count(label) > 0) return;
+  cuts_[label] = std::make_shared<Cut>(label, step_, options_.clock->Now(), values_);
+  while (cuts_.size() > static_cast<size_t>(std::max(options_.held_cuts, 1))) {
+    dropped.push_back(std::move(cuts_.begin()->second));
+    cuts_.erase(cuts_.begin());
+    if (dropped.back().use_count() > 1) old_cuts_.push_back(dropped.back());  // it is being read
+  }
+  RevokeOldest(&old_cuts_, static_cast<size_t>(std::max(options_.max_old_cuts, 1)));
+}
+
+std::shared_ptr<const Cut> ShardStore::FindCut(int64_t label) const {
+  MutexLock lock(&mu_);
   const auto it = cuts_.find(label);
   return it == cuts_.end() ? nullptr : it->second;
 }
 
 int64_t ShardStore::newest_cut() const {
-  MutexLock lock(&cuts_mu_);
+  MutexLock lock(&mu_);
   return cuts_.empty() ? -1 : cuts_.rbegin()->first;
 }
 
 void ShardStore::DropCuts() {
-  MutexLock lock(&cuts_mu_);
-  cuts_.clear();
-  snapshot_.reset();
+  std::map<int64_t, std::shared_ptr<const Cut>> cuts;
+  std::shared_ptr<const Snapshot> snapshot;
+  MutexLock lock(&mu_);
+  cuts.swap(cuts_);
+  snapshot.swap(snapshot_);
+  for (const auto& cut : cuts) {
+    if (cut.second.use_count() > 1) old_cuts_.push_back(cut.second);
+  }
+  RevokeOldest(&old_cuts_, 0);
+  RevokeOldest(&live_reads_, 0);
 }
 
-absl::Status ShardStore::ReadLive(int piece_index, int64_t begin, int64_t count, int64_t exact_step,
-                                  void* to) const {
-  const ShardPiece& piece = layout_.pieces()[piece_index];
-  MutexLock lock(&values_mu_);
-  if (exact_step >= 0 && (step_ != exact_step || updating_)) {
-    return absl::AbortedError(absl::StrCat("weights of step ", exact_step,
-                                           " are gone: the shard has come to step ", step_,
-                                           updating_ ? " and beyond" : ""));
+std::shared_ptr<const Cut> ShardStore::Live(int64_t step, bool exact) {
+  std::shared_ptr<const Cut> doomed;
+  MutexLock lock(&mu_);
+  Prune(&live_reads_);
+  const bool there = !updating_ && (exact ? step_ == step : step_ >= step);
+  if (there) {
+    // All readers of one step share one version.
+    if (!cuts_.empty() && cuts_.rbegin()->second->step() == step_) return cuts_.rbegin()->second;
+    if (!live_reads_.empty()) {
+      std::shared_ptr<const Cut> newest = live_reads_.back().lock();
+      if (newest != nullptr && newest->step() == step_) return newest;
+    }
+  } else if (exact) {
+    return nullptr;
   }
-  std::memcpy(to,
-              values_.data() + piece.offset +
-                  static_cast<uint64_t>(begin - piece.piece.begin()) * piece.element_size,
-              static_cast<size_t>(count) * piece.element_size);
-  return absl::OkStatus();
+  const size_t most = static_cast<size_t>(std::max(options_.max_live_reads, 1));
+  if (!exact && live_reads_.size() >= most) {
+    std::shared_ptr<const Cut> newest = live_reads_.back().lock();
+    if (newest != nullptr && newest->step() >= step) return newest;
+    doomed = live_reads_.front().lock();
+    if (doomed != nullptr && options_.clock->Now() - doomed->made() < options_.max_read_age) {
+      return nullptr;
+    }
+  }
+  if (!there) return nullptr;
+  RevokeOldest(&live_reads_, most - 1);
+  auto live = std::make_shared<const Cut>(step_, step_, options_.clock->Now(), values_);
+  live_reads_.push_back(live);
+  return live;
 }
+
+absl::Status ShardStore::ReadElements(const Cut& cut, int piece_index, int64_t begin, int64_t count,
+                                      void* to) const {
+  const ShardPiece& piece = layout_.pieces()[piece_index];
+  absl::Status status;
+  uint8_t* next = static_cast<uint8_t*>(to);
+  ForSegments(piece, begin - piece.piece.begin(), count,
+              [&](size_t block, uint64_t offset, int64_t, int64_t n) {
+                const BlockRef ref = cut.block(block);
+                if (!ref) {
+                  status = RevokedError(cut);
+                  return;
+                }
+                const size_t bytes = static_cast<size_t>(n) * piece.element_size;
+                std::memcpy(next, ref.data() + offset, bytes);
+                next += bytes;
+              });
+  return status;
+}
+
+absl::Status ShardStore::RevokedError(const Cut& cut) {
+  return absl::AbortedError(
+      absl::StrCat("the weights of step ", cut.label(),
+                   " were given up: too many newer ones were wanted while they were being read"));
+}
+
+ShardStore::Memory ShardStore::memory() const {
+  Memory memory;
+  const uint64_t live = values_.size() * (1 + slots_.size());
+  memory.live_bytes = live * block_bytes_;
+  memory.held_bytes = (std::max<uint64_t>(blocks_.in_use(), live) - live) * block_bytes_;
+  memory.allocated_bytes = blocks_.allocated() * block_bytes_;
+  const auto alive = [](const Versions& versions) {
+    return std::count_if(versions.begin(), versions.end(),
+                         [](const auto& version) { return !version.expired(); });
+  };
+  MutexLock lock(&mu_);
+  memory.cuts = static_cast<int64_t>(cuts_.size());
+  memory.old_cuts = alive(old_cuts_);
+  memory.live_reads = alive(live_reads_);
+  memory.revoked = revoked_;
+  return memory;
+}
+
+// ------------------------------------------------------------------------------------ checkpoints
 
 void ShardStore::TakeSnapshot(int64_t label) {
-  if (this->snapshot(label) != nullptr) return;
-  auto taken = std::make_shared<Snapshot>();
-  taken->label = label;
-  taken->step = step();
-  const auto copy = [this](const AlignedBuffer& from) {
-    std::shared_ptr<AlignedBuffer> to = pool_.Get();
-    if (from.size() > 0) std::memcpy(to->data(), from.data(), from.size());
-    return to;
-  };
-  const std::shared_ptr<const Cut> cut = FindCut(label);
-  taken->values = cut != nullptr && cut->step == taken->step ? cut->values : copy(values_);
-  for (const AlignedBuffer& slot : slots_) taken->slots.push_back(copy(slot));
-  MutexLock lock(&cuts_mu_);
-  snapshot_ = std::move(taken);
+  std::shared_ptr<const Snapshot> older;
+  MutexLock lock(&mu_);
+  if (snapshot_ != nullptr && snapshot_->label == label) return;
+  older = std::move(snapshot_);
+  snapshot_ = std::make_shared<const Snapshot>(Snapshot{label, step_, values_, slots_});
 }
 
 std::shared_ptr<const ShardStore::Snapshot> ShardStore::snapshot(int64_t label) const {
-  MutexLock lock(&cuts_mu_);
+  MutexLock lock(&mu_);
   return snapshot_ != nullptr && snapshot_->label == label ? snapshot_ : nullptr;
 }
 
 void ShardStore::DropSnapshot(int64_t label) {
-  MutexLock lock(&cuts_mu_);
-  if (snapshot_ != nullptr && snapshot_->label == label) snapshot_.reset();
+  std::shared_ptr<const Snapshot> dropped;
+  MutexLock lock(&mu_);
+  if (snapshot_ != nullptr && snapshot_->label == label) dropped = std::move(snapshot_);
 }
 
 }  // namespace codistill

@@ -1,5 +1,7 @@
 // How a shard's store comes from files and goes to them.
 
+#include <map>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -71,12 +73,20 @@ absl::Status ShardStore::LoadInitial(const std::string& weights, const std::stri
     } else {
       CODISTILL_RETURN_IF_ERROR(Annotate(CheckFits(*archive, spec, *entry), "initial weights"));
     }
-    MutexLock lock(&values_mu_);
-    CODISTILL_RETURN_IF_ERROR(
-        source->Read(piece.name, static_cast<uint64_t>(piece.piece.begin()) * piece.element_size,
-                     piece.bytes, values_.data() + piece.offset));
+    absl::Status status;
+    ForSegments(piece, 0, piece.piece.count(),
+                [&](size_t block, uint64_t offset, int64_t first, int64_t count) {
+                  if (!status.ok()) return;
+                  status = source->Read(
+                      piece.name,
+                      static_cast<uint64_t>(piece.piece.begin() + first) * piece.element_size,
+                      static_cast<uint64_t>(count) * piece.element_size,
+                      values_[block].mutable_data() + offset);
+                });
+    CODISTILL_RETURN_IF_ERROR(status);
   }
-  MutexLock lock(&values_mu_);
+  ReserveCuts();
+  MutexLock lock(&mu_);
   updating_ = false;
   return absl::OkStatus();
 }
@@ -101,7 +111,7 @@ absl::Status ShardStore::LoadCheckpoint(const std::string& path, const Checkpoin
   for (int i = 0; i < header.entries_size(); ++i) {
     entries[EntryKey(header.entries(i).piece(), header.entries(i).slot())] = i;
   }
-  const auto read = [&](const ShardPiece& piece, const std::string& slot, uint8_t* to) {
+  const auto read = [&](const ShardPiece& piece, const std::string& slot, BlockArray* to) {
     const auto it = entries.find(EntryKey(piece.piece, slot));
     if (it == entries.end() || header.entries(it->second).bytes() != piece.bytes ||
         header.entries(it->second).dtype() != piece.dtype) {
@@ -109,19 +119,23 @@ absl::Status ShardStore::LoadCheckpoint(const std::string& path, const Checkpoin
                                               " of tensor ", piece.name, " from element ",
                                               piece.piece.begin()));
     }
-    return reader->Read(it->second, to);
+    std::vector<absl::Span<char>> parts;
+    ForSegments(piece, 0, piece.piece.count(),
+                [&](size_t block, uint64_t offset, int64_t, int64_t count) {
+                  parts.emplace_back(reinterpret_cast<char*>((*to)[block].mutable_data()) + offset,
+                                     static_cast<size_t>(count) * piece.element_size);
+                });
+    return reader->ReadParts(it->second, parts);
   };
   for (const ShardPiece& piece : layout_.pieces()) {
-    {
-      MutexLock lock(&values_mu_);
-      CODISTILL_RETURN_IF_ERROR(read(piece, "", values_.data() + piece.offset));
-    }
+    CODISTILL_RETURN_IF_ERROR(read(piece, "", &values_));
     if (piece.role != TensorSpec::PARAMETER) continue;
     for (size_t s = 0; s < slots_.size(); ++s) {
-      CODISTILL_RETURN_IF_ERROR(read(piece, slot_names_[s], slots_[s].data() + piece.offset));
+      CODISTILL_RETURN_IF_ERROR(read(piece, slot_names_[s], &slots_[s]));
     }
   }
-  MutexLock lock(&values_mu_);
+  ReserveCuts();
+  MutexLock lock(&mu_);
   step_ = header.version().shard_steps_size() > 0 ? header.version().shard_steps(0)
                                                   : header.version().step();
   updating_ = false;
@@ -134,21 +148,24 @@ absl::StatusOr<CheckpointFile> ShardStore::WriteSnapshot(const Snapshot& snapsho
                                                          CheckpointShardHeader identity,
                                                          FileSystem* file_system) const {
   std::vector<ShardFileData> data;
-  const auto add = [&](const ShardPiece& piece, const std::string& slot,
-                       const AlignedBuffer& buffer) {
+  const auto add = [&](const ShardPiece& piece, const std::string& slot, const BlockArray& from) {
     ShardFileData item;
     *item.entry.mutable_piece() = piece.piece;
     item.entry.set_dtype(piece.dtype);
     item.entry.set_slot(slot);
-    item.data = buffer.data() + piece.offset;
+    ForSegments(
+        piece, 0, piece.piece.count(), [&](size_t block, uint64_t offset, int64_t, int64_t count) {
+          item.parts.emplace_back(reinterpret_cast<const char*>(from[block].data()) + offset,
+                                  static_cast<size_t>(count) * piece.element_size);
+        });
     item.bytes = piece.bytes;
     data.push_back(std::move(item));
   };
   for (const ShardPiece& piece : layout_.pieces()) {
-    add(piece, "", *snapshot.values);
+    add(piece, "", snapshot.values);
     if (piece.role != TensorSpec::PARAMETER) continue;
     for (size_t s = 0; s < slot_names_.size(); ++s) {
-      add(piece, slot_names_[s], *snapshot.slots[s]);
+      add(piece, slot_names_[s], snapshot.slots[s]);
     }
   }
   return WriteShardFile(directory, name, std::move(identity), data, file_system);

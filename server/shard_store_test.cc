@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/base/fault_injecting_file_system.h"
+#include "common/base/simulated_clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/pull_source.h"
@@ -49,6 +50,8 @@ class ShardStoreTest : public testing::Test {
     options.shard = shard;
     options.optimizer = optimizer_;
     options.held_cuts = held_cuts;
+    options.max_live_reads = max_live_reads_;
+    options.clock = clock_;
     auto store = ShardStore::Create(options);
     EXPECT_TRUE(store.ok()) << store.status();
     return *std::move(store);
@@ -92,13 +95,22 @@ class ShardStoreTest : public testing::Test {
   float Live(const ShardStore& store, int tensor, int64_t i) {
     const int piece = store.layout().Find(tensor, i, 1).value();
     float value = 0;
-    EXPECT_TRUE(store.ReadLive(piece, i, 1, -1, &value).ok());
+    Read(store, *LiveOf(store), piece, i, 1, &value);
     return value;
   }
   int64_t Count(const ShardStore& store) {
     int64_t value = 0;
-    EXPECT_TRUE(store.ReadLive(store.layout().Find(5, 0, 1).value(), 0, 1, -1, &value).ok());
+    Read(store, *LiveOf(store), store.layout().Find(5, 0, 1).value(), 0, 1, &value);
     return value;
+  }
+  static std::shared_ptr<const Cut> LiveOf(const ShardStore& store) {
+    // Who only looks may do so through a store that others see as constant.
+    return const_cast<ShardStore&>(store).Live(store.step(), true);
+  }
+  static void Read(const ShardStore& store, const Cut& cut, int piece, int64_t begin, int64_t count,
+                   void* to) {
+    const absl::Status status = store.ReadElements(cut, piece, begin, count, to);
+    ASSERT_TRUE(status.ok()) << status;
   }
 
   static ShardStore::Update Step(int64_t step, double rate = 0.5, double decay = 0) {
@@ -108,6 +120,8 @@ class ShardStoreTest : public testing::Test {
   std::string directory_;
   ShardMap map_;
   OptimizerConfig optimizer_;
+  int max_live_reads_ = 4;
+  Clock* clock_ = Clock::Real();
 };
 
 TEST_F(ShardStoreTest, LoadsInitialWeights) {
@@ -205,9 +219,12 @@ TEST_F(ShardStoreTest, CutsAreImmutableAndFew) {
   EXPECT_EQ(store->newest_cut(), 3);
   // A reader that holds a cut keeps it, unchanged, whatever becomes of the memory of others.
   float value = 0;
-  std::memcpy(&value, first->values->data() + store->layout().pieces()[0].offset, sizeof(value));
+  Read(*store, *first, 0, 0, 1, &value);
   EXPECT_EQ(value, TestValue("w", 0));
+  // Until the group begins anew.
   store->DropCuts();
+  EXPECT_TRUE(first->revoked());
+  EXPECT_EQ(store->ReadElements(*first, 0, 0, 1, &value).code(), absl::StatusCode::kAborted);
   EXPECT_EQ(store->newest_cut(), -1);
   EXPECT_EQ(MakeStore(0)->newest_cut(), -1);
 }
@@ -218,19 +235,90 @@ TEST_F(ShardStoreTest, NewestCutIsAlwaysHeld) {
   EXPECT_NE(store->FindCut(0), nullptr);
 }
 
-TEST_F(ShardStoreTest, ExactReadsAreRefusedOnceTheStepIsOver) {
+TEST_F(ShardStoreTest, ReadersOfLiveWeightsKeepTheirStep) {
   const auto store = LoadedStore();
-  PullSource source(Borrow(store), nullptr, 0, Version(), {}, 4096);
+  EXPECT_EQ(store->Live(1, true), nullptr);
+  EXPECT_EQ(store->Live(1, false), nullptr);
+  PullSource source(Borrow(store), store->Live(0, true), Version(), {}, 4096);
+  const auto shared = store->Live(0, false);
+  EXPECT_EQ(shared, store->Live(0, true));  // one version for all readers of a step
   ASSERT_TRUE(source.Read(0).ok());
   const auto push = Push(*store, {2.0f, 1.0f, 0});
   store->Apply(Step(1), {{push.get(), 1}});
-  EXPECT_EQ(source.Read(1).status().code(), absl::StatusCode::kAborted);
+  const auto later = source.Read(1);
+  ASSERT_TRUE(later.ok());
+  float value = 0;
+  std::memcpy(&value, later->data, sizeof(value));
+  EXPECT_EQ(value, TestValue("w", 1024));
+  EXPECT_EQ(Live(*store, 0, 1024), TestValue("w", 1024) - 1.0f);
+  EXPECT_EQ(store->Live(0, true), nullptr);  // gone for whoever comes now
+}
+
+// The bound on memory that readers of live weights can hold.
+TEST_F(ShardStoreTest, TooManyLiveReadsEndTheOldestOrWait) {
+  SimulatedClock clock;
+  clock_ = &clock;
+  max_live_reads_ = 2;
+  const auto store = LoadedStore();
+  const auto push = Push(*store, {2.0f, 1.0f, 0});
+  std::vector<std::shared_ptr<const Cut>> held;
+  for (int64_t step = 0; step < 3; ++step) {
+    held.push_back(store->Live(step, true));
+    ASSERT_NE(held.back(), nullptr);
+    store->Apply(Step(step + 1), {{push.get(), 1}});
+  }
+  EXPECT_TRUE(held[0]->revoked());
+  EXPECT_FALSE(held[0]->block(0));
+  EXPECT_FALSE(held[1]->revoked());
+  EXPECT_EQ(store->memory().live_reads, 2);
+  EXPECT_EQ(store->memory().revoked, 1);
+  EXPECT_EQ(store->memory().held_bytes, 2 * store->memory().live_bytes);
+  // Whom an older version serves shares the newest one that is read; others wait.
+  EXPECT_EQ(store->Live(2, false), held[2]);
+  EXPECT_EQ(store->Live(3, false), nullptr);
+  clock.Advance(absl::Seconds(31));  // but not for ever
+  const auto fresh = store->Live(3, false);
+  ASSERT_NE(fresh, nullptr);
+  EXPECT_EQ(fresh->step(), 3);
+  EXPECT_TRUE(held[1]->revoked());
+  EXPECT_FALSE(held[2]->revoked());
+}
+
+TEST_F(ShardStoreTest, ReadersOfOldCutsAreFew) {
+  const auto store = LoadedStore(/*held_cuts=*/1);
+  const auto push = Push(*store, {2.0f, 1.0f, 0});
+  std::vector<std::shared_ptr<const Cut>> readers;
+  for (int64_t step = 1; step <= 5; ++step) {
+    store->Apply(Step(step), {{push.get(), 1}});
+    store->Publish(step);
+    readers.push_back(store->FindCut(step));
+  }
+  // One is held, two old ones are read to the end, the others have been taken away.
+  EXPECT_TRUE(readers[0]->revoked());
+  EXPECT_TRUE(readers[1]->revoked());
+  for (int i = 2; i < 5; ++i) {
+    float value = 0;
+    Read(*store, *readers[i], 1, 0, 1, &value);
+    EXPECT_FLOAT_EQ(value, TestValue("b", 0) - (i + 1)) << i;
+  }
+  EXPECT_EQ(store->memory().cuts, 1);
+  EXPECT_EQ(store->memory().old_cuts, 2);
+  EXPECT_EQ(store->memory().held_bytes, 2 * store->memory().live_bytes);
+  // Cuts that nobody reads cost nothing once they are dropped, and no memory is ever added.
+  readers.clear();
+  const uint64_t allocated = store->memory().allocated_bytes;
+  for (int64_t step = 6; step <= 20; ++step) {
+    store->Apply(Step(step), {{push.get(), 1}});
+    store->Publish(step);
+  }
+  EXPECT_EQ(store->memory().allocated_bytes, allocated);
+  EXPECT_EQ(store->memory().held_bytes, 0u);
 }
 
 TEST_F(ShardStoreTest, PullSourceCoversEverythingInOrder) {
   const auto store = LoadedStore();
   store->Publish(0);
-  PullSource source(Borrow(store), store->FindCut(0), -1, Version(), {}, 1000);
+  PullSource source(Borrow(store), store->FindCut(0), Version(), {}, 1000);
   std::map<uint32_t, int64_t> next;
   for (int64_t i = 0; i < source.num_blocks(); ++i) {
     const auto block = source.Read(i);
@@ -240,7 +328,7 @@ TEST_F(ShardStoreTest, PullSourceCoversEverythingInOrder) {
     next[block->chunk.tensor()] += block->chunk.count();
   }
   EXPECT_EQ(next, (std::map<uint32_t, int64_t>{{0, 20480}, {1, 128}, {3, 3}, {4, 128}, {5, 1}}));
-  PullSource some(Borrow(store), store->FindCut(0), -1, Version(), {1, 5}, 1 << 20);
+  PullSource some(Borrow(store), store->FindCut(0), Version(), {1, 5}, 1 << 20);
   EXPECT_EQ(some.num_blocks(), 2);
 }
 
@@ -320,27 +408,24 @@ TEST_F(ShardStoreTest, ReadersBesideUpdates) {
   const auto store = LoadedStore();
   store->Publish(0);
   std::atomic<bool> stop{false};
-  std::atomic<int> torn{0};
+  std::atomic<int> torn{0}, reads{0};
   std::vector<std::thread> readers;
   for (int r = 0; r < 2; ++r) {
     readers.emplace_back([&] {
       const ShardPiece& w = store->layout().pieces()[0];
-      std::vector<float> live(w.piece.count());
-      while (!stop.load()) {
-        const auto cut = store->FindCut(store->newest_cut());
-        if (cut == nullptr) continue;
-        const float* values = reinterpret_cast<const float*>(cut->values->data() + w.offset);
-        const float change = values[0] - TestValue("w", 0);
-        for (int64_t i = 0; i < w.piece.count(); i += 977) {
+      std::vector<float> values(w.piece.count());
+      const auto check = [&](const Cut& cut) {
+        if (!store->ReadElements(cut, 0, 0, w.piece.count(), values.data()).ok()) return;
+        const float change = -0.5f * cut.step();
+        for (int64_t i = 0; i < w.piece.count(); ++i) {
           if (std::abs(values[i] - TestValue("w", i) - change) > 1e-3) ++torn;
         }
-        const int64_t step = store->step();
-        if (store->ReadLive(0, 0, w.piece.count(), step, live.data()).ok()) {
-          const float moved = live[0] - TestValue("w", 0);
-          for (int64_t i = 0; i < w.piece.count(); i += 977) {
-            if (std::abs(live[i] - TestValue("w", i) - moved) > 1e-3) ++torn;
-          }
-        }
+        ++reads;
+      };
+      while (!stop.load()) {
+        if (const auto cut = store->FindCut(store->newest_cut())) check(*cut);
+        if (const auto live = store->Live(store->step(), true)) check(*live);
+        if (const auto live = store->Live(store->step(), false)) check(*live);
       }
     });
   }
@@ -352,6 +437,7 @@ TEST_F(ShardStoreTest, ReadersBesideUpdates) {
   stop.store(true);
   for (std::thread& reader : readers) reader.join();
   EXPECT_EQ(torn.load(), 0);
+  EXPECT_GT(reads.load(), 10);
 }
 
 }  // namespace

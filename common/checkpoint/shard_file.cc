@@ -50,6 +50,12 @@ absl::Status ReadExactly(const ReadableFile& file, uint64_t offset, size_t n, ch
   return status;
 }
 
+// Where the item's bytes are.
+std::vector<absl::string_view> PartsOf(const ShardFileData& item) {
+  if (!item.parts.empty()) return item.parts;
+  return {{static_cast<const char*>(item.data), static_cast<size_t>(item.bytes)}};
+}
+
 }  // namespace
 
 std::string ShardFileName(int shard, int num_shards, const Version& version, uint32_t attempt) {
@@ -69,7 +75,9 @@ absl::StatusOr<CheckpointFile> WriteShardFile(const std::string& directory, cons
     *entry = item.entry;
     entry->set_offset(offset);
     entry->set_bytes(item.bytes);
-    entry->set_crc32c(Crc32c({static_cast<const char*>(item.data), item.bytes}));
+    uint32_t crc = 0;
+    for (absl::string_view part : PartsOf(item)) crc = Crc32cExtend(crc, part);
+    entry->set_crc32c(crc);
     offset = Align(offset + item.bytes);
   }
   std::string header;
@@ -86,8 +94,7 @@ absl::StatusOr<CheckpointFile> WriteShardFile(const std::string& directory, cons
   CODISTILL_RETURN_IF_ERROR(writer->Append(header));
   for (const ShardFileData& item : data) {
     CODISTILL_RETURN_IF_ERROR(writer->Append(Zeros(Align(writer->bytes()) - writer->bytes())));
-    CODISTILL_RETURN_IF_ERROR(
-        writer->Append({static_cast<const char*>(item.data), static_cast<size_t>(item.bytes)}));
+    for (absl::string_view part : PartsOf(item)) CODISTILL_RETURN_IF_ERROR(writer->Append(part));
   }
   CODISTILL_RETURN_IF_ERROR(writer->Append(Zeros(Align(writer->bytes()) - writer->bytes())));
   CODISTILL_RETURN_IF_ERROR(writer->SyncAndClose());
@@ -156,12 +163,31 @@ absl::Status ShardFileReader::ReadHeader() {
 }
 
 absl::Status ShardFileReader::Read(int index, void* to) const {
+  const absl::Span<char> whole(static_cast<char*>(to), header_.entries(index).bytes());
+  return ReadParts(index, absl::MakeConstSpan(&whole, 1));
+}
+
+absl::Status ShardFileReader::ReadParts(int index, absl::Span<const absl::Span<char>> parts) const {
   const CheckpointEntry& entry = header_.entries(index);
   const uint64_t begin = data_begin_ + entry.offset();
   const uint64_t end = begin + entry.bytes();
-  char* const bytes = static_cast<char*>(to);
-  CODISTILL_RETURN_IF_ERROR(ReadExactly(*file_, begin, entry.bytes(), bytes));
-  if (Crc32c({bytes, static_cast<size_t>(entry.bytes())}) != entry.crc32c()) {
+  uint32_t crc = 0;
+  uint64_t at = begin;
+  for (const absl::Span<char>& part : parts) {
+    if (part.size() > end - at) {
+      return absl::InternalError(absl::StrCat(file_->path(), ": ", EntryName(index), " has ",
+                                              entry.bytes(), " bytes; more were asked for"));
+    }
+    CODISTILL_RETURN_IF_ERROR(ReadExactly(*file_, at, part.size(), part.data()));
+    crc = Crc32cExtend(crc, {part.data(), part.size()});
+    at += part.size();
+  }
+  if (at != end) {
+    return absl::InternalError(absl::StrCat(file_->path(), ": ", EntryName(index), " has ",
+                                            entry.bytes(), " bytes; only ", at - begin,
+                                            " were asked for"));
+  }
+  if (crc != entry.crc32c()) {
     return Damaged(file_->path(), absl::StrCat("the data of ", EntryName(index), " (bytes ", begin,
                                                " to ", end - 1, ") is damaged"));
   }

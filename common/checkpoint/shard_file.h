@@ -4,9 +4,11 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "common/base/file.h"
 #include "proto/checkpoint.pb.h"
@@ -24,6 +26,8 @@ struct ShardFileData {
   CheckpointEntry entry;  // piece, dtype, slot; the rest is filled in by the writer
   const void* data = nullptr;
   uint64_t bytes = 0;
+  std::vector<absl::string_view>
+      parts;  // if not empty, `bytes` in several places instead of `data`
 };
 
 // Writes the file and makes it durable. `identity` has everything of the header but the entries. On
@@ -45,6 +49,8 @@ class ShardFileReader {
 
   // The data of entry `index` into `to`, which has room for its `bytes`.
   absl::Status Read(int index, void* to) const;
+  // The same into several places, in order, with room for exactly its `bytes` together.
+  absl::Status ReadParts(int index, absl::Span<const absl::Span<char>> parts) const;
 
   // Reads and checks everything, the padding between the entries included.
   absl::Status VerifyAll() const;
