@@ -9,6 +9,7 @@
 #include <thread>
 #include <vector>
 
+#include "absl/time/clock.h"
 #include "common/base/fault_injecting_file_system.h"
 #include "common/base/simulated_clock.h"
 #include "gmock/gmock.h"
@@ -433,11 +434,14 @@ TEST_F(ShardStoreTest, ReadersBesideUpdates) {
   for (int64_t step = 1; step <= 200; ++step) {
     store->Apply(Step(step), {{push.get(), 1}});
     store->Publish(step);
+    // On a loaded machine the steps would be over before anybody has read.
+    const absl::Time deadline = absl::Now() + absl::Seconds(10);
+    while (reads.load() < step / 10 && absl::Now() < deadline) std::this_thread::yield();
   }
   stop.store(true);
   for (std::thread& reader : readers) reader.join();
   EXPECT_EQ(torn.load(), 0);
-  EXPECT_GT(reads.load(), 10);
+  EXPECT_GE(reads.load(), 20);
 }
 
 }  // namespace
