@@ -126,6 +126,7 @@ std::vector<std::string> Fleet::CommandLine(const FleetMember& member) const {
     argv.push_back(absl::StrCat("--group=", options_.job.groups(member.group).name()));
   }
   argv.push_back(absl::StrCat("--ready_file=", ReadyFile(member)));
+  argv.insert(argv.end(), options_.flags.begin(), options_.flags.end());
   // A daemon that comes back must be found where it was.
   if (!member.address.empty()) {
     argv.push_back(absl::StrCat("--port=", member.address.substr(member.address.rfind(':') + 1)));

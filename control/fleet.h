@@ -61,6 +61,7 @@ class Fleet {
     RunDirectory directory;
     std::string data_dir;
     BinaryPaths binaries;
+    std::vector<std::string> flags;  // further ones, for every daemon
     bool restart = false;   // start a daemon again that a signal killed
     int max_restarts = 20;  // of one daemon
     absl::Duration ready_timeout = absl::Seconds(120);

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/fault.h"
 #include "common/base/status.h"
 #include "common/checkpoint/manifest.h"
 #include "common/config/schedule.h"
@@ -114,7 +115,9 @@ void GroupLeader::OnCheckpointReply(uint64_t epoch, int64_t number, int shard,
   }
   effects_.push_back([this, epoch, manifest = checkpoint_->manifest] {
     options_.run_io([this, epoch, manifest] {
+      FaultPoint("leader.checkpoint.files");
       const absl::Status status = directory_->Commit(manifest, job_.checkpoint().keep());
+      FaultPoint("leader.checkpoint.manifest");
       Enter([&] { OnManifestWritten(epoch, status); });
     });
   });

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "common/base/fault.h"
 #include "common/base/status.h"
 #include "common/config/schedule.h"
 #include "glog/logging.h"
@@ -184,10 +185,12 @@ void GroupLeader::SendCommit() {
     if (commit_->acknowledged[s] || commit_->sent[s]) continue;
     commit_->sent[s] = true;
     effects_.push_back([this, s, epoch = epoch_, request = commit_->request] {
+      FaultPoint("leader.commit.sending");
       options_.links[s]->Commit(request, kCommitTimeout,
                                 [this, s, epoch](absl::StatusOr<CommitReply> reply) {
                                   Enter([&] { OnCommitReply(epoch, s, reply); });
                                 });
+      FaultPoint("leader.commit.sent");
     });
   }
 }

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/fault.h"
 #include "common/base/status.h"
 #include "common/checkpoint/manifest.h"
 #include "common/checkpoint/shard_file.h"
@@ -184,7 +185,9 @@ absl::StatusOr<RestoreReply> ModelShard::DoRestore(const RestoreRequest& request
   Run(&effects);
 
   const absl::Time begin = options_.clock->Now();
+  FaultPoint("shard.restore.begun");
   const absl::Status status = Load(request);
+  FaultPoint("shard.restore.loaded");
   options_.reporter->SetLeader(request.leader_address());
   MutexLock lock(&mu_);
   loading_ = false;
@@ -284,6 +287,7 @@ absl::StatusOr<CommitReply> ModelShard::DoCommitSync(const CommitRequest& reques
     return reply;
   }
 
+  FaultPoint("shard.commit.received");
   const absl::Time begin = options_.clock->Now();
   store_->Apply(
       {request.step(), request.learning_rate(), request.weight_decay(), request.clip_scale()},
@@ -300,7 +304,9 @@ absl::StatusOr<CommitReply> ModelShard::DoCommitSync(const CommitRequest& reques
     WakePulls(&effects);
   }
   held.clear();
+  FaultPoint("shard.commit.applied");
   Run(&effects);
+  FaultPoint("shard.commit.answered");
   // Workers go on meanwhile; nothing changes the values before this thread's next task.
   Keep(request);
   reply.set_step(request.step());
@@ -415,6 +421,7 @@ absl::StatusOr<WriteCheckpointReply> ModelShard::DoWriteCheckpoint(
                                          identity.version(), request.attempt());
   const absl::StatusOr<CheckpointFile> file =
       store_->WriteSnapshot(*snapshot, request.directory(), name, identity, options_.file_system);
+  FaultPoint("shard.checkpoint.written");
   MutexLock lock(&mu_);
   if (!file.ok()) {
     ++counters_.failures;

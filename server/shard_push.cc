@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/fault.h"
 #include "common/base/status.h"
 #include "common/config/job.h"
 #include "common/config/schedule.h"
@@ -53,6 +54,7 @@ absl::StatusOr<std::shared_ptr<StagedPush>> ModelShard::BeginPush(const PushBegi
 }
 
 void ModelShard::EndPush(std::shared_ptr<StagedPush> push, PushEnd end, Done<PushReply> done) {
+  FaultPoint("shard.push.ended");
   const PushBegin& begin = push->begin();
   absl::Status status;
   // What no arithmetic on the push may meet.

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/base/fault.h"
 #include "common/base/random.h"
 #include "common/base/status.h"
 #include "common/config/schedule.h"
@@ -83,6 +84,7 @@ StepComputer::Result StepComputer::Run(const Session& session, const BatchPipeli
     return result;
   }
 
+  FaultPoint("worker.pulled");
   options_.progress->SetState("training", absl::StrCat("step ", assignment.step()));
   Model::States states = state->For(assignment.step(), step.batch.starts_epoch);
   absl::StatusOr<Model::Logits> logits = Forward(step, &states);
@@ -117,6 +119,7 @@ StepComputer::Result StepComputer::Run(const Session& session, const BatchPipeli
       });
   watch.Lap(WorkerProgress::kCompute);
   if (!result.local_error.ok()) return result;
+  FaultPoint("worker.computed");
 
   RecurrentStateAfter after;
   after.step = assignment.step();
@@ -147,6 +150,7 @@ StepComputer::Result StepComputer::Run(const Session& session, const BatchPipeli
     result.pushing = true;
     return result;
   }
+  FaultPoint("worker.pushed");
   result.push = *std::move(pushed);
   *state = std::move(after);
   last_step_ = absl::Now() - start;

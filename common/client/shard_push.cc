@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/executor.h"
+#include "common/base/fault.h"
 #include "common/base/status.h"
 #include "common/client/sum_of_squares.h"
 #include "common/rpc/bulk_stream.h"
@@ -121,6 +122,7 @@ absl::Status ShardPush::Send(BulkStream* stream, const PushBegin& begin) {
   header.mutable_end()->set_finite(not_finite->empty());
   header.mutable_end()->set_not_finite_tensor(*not_finite);
   Write(stream, header, nullptr);
+  if (FaultInjector::Global().enabled()) FaultPoint(absl::StrCat("push.ended.", shard_));
   return ReadReply(stream);
 }
 

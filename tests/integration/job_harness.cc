@@ -138,6 +138,8 @@ absl::Status JobHarness::Start() {
   options.data_dir = data_dir_;
   options.binaries = binaries_;
   options.restart = restart_;
+  options.flags = flags_;
+  options.max_restarts = max_restarts_;
   options.ready_timeout = kPatience;
   fleet_ = std::make_unique<Fleet>(std::move(options));
   return fleet_->Start();

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -54,6 +55,9 @@ class JobHarness {
   // own directory).
   void set_binaries(BinaryPaths binaries) { binaries_ = std::move(binaries); }
   void set_data_dir(std::string data_dir) { data_dir_ = std::move(data_dir); }
+  // Further flags of every daemon, and how often one may be started again.
+  void set_flags(std::vector<std::string> flags) { flags_ = std::move(flags); }
+  void set_max_restarts(int restarts) { max_restarts_ = restarts; }
 
   // Exports, validates, starts. OK once every daemon is ready.
   absl::Status Start();
@@ -96,6 +100,8 @@ class JobHarness {
   RunDirectory directory_;
   BinaryPaths binaries_;
   std::string data_dir_;
+  std::vector<std::string> flags_;
+  int max_restarts_ = 20;
   std::unique_ptr<Fleet> fleet_;
 };
 
