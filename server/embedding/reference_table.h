@@ -64,7 +64,7 @@ class ReferenceTable {
       const bool old = older_than >= 0 && step_ + 1 - it->second.touched > older_than;
       const bool small = norm_below > 0 && it->second.count == 0 &&
                          Squares(it->second) < static_cast<double>(norm_below) * norm_below;
-      it = old || small ? items_.erase(it) : std::next(it);
+      it = old || small ? Erase(it) : std::next(it);
     }
   }
 
@@ -96,8 +96,13 @@ class ReferenceTable {
   }
   void DropOld(uint32_t now) {
     for (auto it = items_.begin(); it != items_.end();) {
-      it = Dead(it->second, now) ? items_.erase(it) : std::next(it);
+      it = Dead(it->second, now) ? Erase(it) : std::next(it);
     }
+  }
+
+  std::map<uint64_t, Item>::iterator Erase(std::map<uint64_t, Item>::iterator it) {
+    live_ -= it->second.count > 0 ? kWaitingBytes : RowBytes();
+    return items_.erase(it);
   }
 
   Item* Admit(uint64_t key, uint32_t now, const RowOptimizer::Step& step) {
@@ -107,6 +112,7 @@ class ReferenceTable {
     if (seen < options_.min_count) {
       ++not_admitted;
       if (it != items_.end() || MakeRoom(kWaitingBytes, now)) {
+        if (it == items_.end()) live_ += kWaitingBytes;
         Item& item = items_[key];
         item.touched = now;
         item.count = seen;
@@ -118,6 +124,7 @@ class ReferenceTable {
       return nullptr;
     }
     ++created;
+    live_ += RowBytes() - (items_.count(key) > 0 ? kWaitingBytes : 0);
     Item& item = items_[key];
     item.touched = now;
     item.count = 0;
@@ -129,10 +136,8 @@ class ReferenceTable {
 
   bool MakeRoom(uint64_t bytes, uint32_t now) {
     if (options_.max_bytes == 0) return true;
-    uint64_t live = 0;
-    for (const auto& item : items_) live += item.second.count > 0 ? kWaitingBytes : RowBytes();
-    if (live + bytes <= options_.max_bytes) return true;
-    while (live > options_.max_bytes - options_.max_bytes / 16 - bytes) {
+    if (live_ + bytes <= options_.max_bytes) return true;
+    while (live_ > options_.max_bytes - options_.max_bytes / 16 - bytes) {
       uint32_t oldest = now;
       for (const auto& item : items_) oldest = std::min(oldest, item.second.touched);
       if (oldest == now) break;
@@ -142,16 +147,16 @@ class ReferenceTable {
           continue;
         }
         ++forgotten;
-        live -= it->second.count > 0 ? kWaitingBytes : RowBytes();
-        it = items_.erase(it);
+        it = Erase(it);
       }
     }
-    return live + bytes <= options_.max_bytes;
+    return live_ + bytes <= options_.max_bytes;
   }
 
   const EmbeddingTable::Options options_;
   const RowOptimizer optimizer_;
   int64_t step_ = 0;
+  uint64_t live_ = 0;  // bytes
   std::map<uint64_t, Item> items_;
   std::map<uint64_t, uint32_t> changed_;
 };
