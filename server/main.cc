@@ -7,6 +7,7 @@
 #include "absl/flags/flag.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/heap.h"
 #include "common/base/status.h"
 #include "common/config/job.h"
 #include "common/daemon/daemon.h"
@@ -83,6 +84,7 @@ absl::Status RunServer(const std::vector<std::string>& arguments) {
 }  // namespace codistill
 
 int main(int argc, char** argv) {
+  codistill::ConfigureHeapForTensors();
   const std::vector<std::string> arguments = codistill::InitDaemon(
       argc, argv, "A parameter server of one replica group: --job FILE --group NAME --shard N");
   return codistill::ExitCode(codistill::kKind, codistill::RunServer(arguments));

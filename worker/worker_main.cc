@@ -1,7 +1,5 @@
 // A worker of one group, or with --evaluate the job's evaluator.
 
-#include <malloc.h>
-
 #include <cstdint>
 #include <cstdlib>
 #include <functional>
@@ -15,6 +13,7 @@
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/executor.h"
+#include "common/base/heap.h"
 #include "common/base/mutex.h"
 #include "common/base/status.h"
 #include "common/client/leader_client.h"
@@ -333,12 +332,7 @@ absl::Status Main(const std::vector<std::string>& arguments) {
 }  // namespace codistill
 
 int main(int argc, char** argv) {
-  // Large tensors come and go with every step. Kept in the process, their pages are not faulted in
-  // again each time, which is 5 to 10 times slower. Only the main arena keeps them: the others
-  // unmap theirs as soon as they are empty.
-  mallopt(M_MMAP_MAX, 0);
-  mallopt(M_TRIM_THRESHOLD, -1);
-  mallopt(M_ARENA_MAX, 1);
+  codistill::ConfigureHeapForTensors();
   const std::vector<std::string> arguments =
       codistill::InitDaemon(argc, argv,
                             "Trains its share of a group's steps (--job J --group G --index I), or "
