@@ -148,7 +148,7 @@ void GroupLeader::TryDecideSync() {
                  << " is not finite";
   }
   request.set_learning_rate(LearningRateAt(job_, step));
-  request.set_weight_decay(job_.training().optimizer().weight_decay());
+  request.set_weight_decay(WeightDecayAt(job_, step));
   request.set_clip_scale(1);
   request.set_publish(PublishesAt(job_, step));
   request.set_checkpoint(SnapshotDue(step));

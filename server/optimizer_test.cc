@@ -1,7 +1,10 @@
 #include "server/optimizer.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
@@ -12,6 +15,8 @@ namespace {
 constexpr size_t kElements = 1003;  // no multiple of any vector width
 constexpr int kSteps = 50;
 
+using Kind = OptimizerConfig::Kind;
+
 std::vector<float> Normal(std::mt19937* random) {
   std::normal_distribution<float> normal;
   std::vector<float> values(kElements);
@@ -19,134 +24,277 @@ std::vector<float> Normal(std::mt19937* random) {
   return values;
 }
 
-// The textbook update of one element in double precision.
+// One element in double precision, as the papers write it: nothing is rearranged or taken into a
+// factor. `largest` is the largest term that any sum of the last update had in it.
 struct Reference {
-  const OptimizerConfig config;
-  double w, v1 = 0, v2 = 0;
+  OptimizerConfig config;
+  double w = 0;
+  double slots[2] = {0, 0};
+  double largest_w = 0;
+  double largest_slots[2] = {0, 0};
 
-  void Apply(double g, double lr, double decay, int t) {
-    g += decay * w;
+  void Apply(double gradient, const Optimizer::Step& step) {
+    const double lr = step.learning_rate, decay = step.weight_decay;
+    const double old = w;
+    const double scaled = step.gradient_scale * gradient;
+    const bool decoupled = config.kind() == OptimizerConfig::ADAMW;
+    const double g = decoupled ? scaled : scaled + decay * w;
+    const double largest_g =
+        std::max({std::abs(scaled), decoupled ? 0.0 : std::abs(decay * w), std::abs(g)});
+    double change = 0;
+    double largest_change = 0;  // as the largest terms of what it is made of make it
     switch (config.kind()) {
       case OptimizerConfig::SGD:
-        w -= lr * g;
+        change = -lr * g;
+        largest_change = lr * largest_g;
         break;
       case OptimizerConfig::MOMENTUM:
-        v1 = config.momentum() * v1 + g;
-        w -= lr * v1;
-        break;
-      case OptimizerConfig::ADAM: {
-        const double b1 = config.beta1(), b2 = config.beta2();
-        v1 = b1 * v1 + (1 - b1) * g;
-        v2 = b2 * v2 + (1 - b2) * g * g;
-        w -= lr * (v1 / (1 - std::pow(b1, t))) /
-             (std::sqrt(v2 / (1 - std::pow(b2, t))) + config.epsilon());
+      case OptimizerConfig::NESTEROV: {
+        const double mu = config.momentum();
+        largest_slots[0] = std::max(std::abs(mu * slots[0]), largest_g);
+        slots[0] = mu * slots[0] + g;
+        const bool nesterov = config.kind() == OptimizerConfig::NESTEROV;
+        change = -lr * (nesterov ? g + mu * slots[0] : slots[0]);
+        largest_change = lr * std::max(largest_slots[0], largest_g);
         break;
       }
-      default:
-        FAIL() << config.kind();
+      case OptimizerConfig::LARS: {
+        const double mu = config.momentum(), local = step.trust_ratio * lr;
+        largest_slots[0] = std::max(std::abs(mu * slots[0]), local * largest_g);
+        slots[0] = mu * slots[0] + local * g;
+        change = -slots[0];
+        largest_change = largest_slots[0];
+        break;
+      }
+      case OptimizerConfig::ADAGRAD:
+        largest_slots[0] = std::max(slots[0], largest_g * largest_g);
+        slots[0] += g * g;
+        change = -lr * g / (std::sqrt(slots[0]) + config.epsilon());
+        largest_change = lr * largest_g / (std::sqrt(slots[0]) + config.epsilon());
+        break;
+      case OptimizerConfig::ADAM:
+      case OptimizerConfig::ADAMW: {
+        const double b1 = config.beta1(), b2 = config.beta2();
+        const double t = static_cast<double>(step.step);
+        largest_slots[0] = std::max(std::abs(b1 * slots[0]), (1 - b1) * largest_g);
+        largest_slots[1] = std::max(b2 * slots[1], (1 - b2) * largest_g * largest_g);
+        slots[0] = b1 * slots[0] + (1 - b1) * g;
+        slots[1] = b2 * slots[1] + (1 - b2) * g * g;
+        const double denominator = std::sqrt(slots[1] / (1 - std::pow(b2, t))) + config.epsilon();
+        const double corrected = slots[0] / (1 - std::pow(b1, t));
+        if (decoupled) change -= lr * decay * w;
+        change -= lr * corrected / denominator;
+        largest_change = std::max(lr * largest_slots[0] / (1 - std::pow(b1, t)) / denominator,
+                                  decoupled ? std::abs(lr * decay * w) : 0.0);
+        break;
+      }
+      case OptimizerConfig::FTRL:
+        FAIL() << "no dense optimizer";
     }
+    w += change;
+    largest_w = std::max({std::abs(old), largest_change, std::abs(w)});
   }
 };
 
-// In place.
-void Apply(const Optimizer& optimizer, const Optimizer::Step& step, absl::Span<float> weights,
-           absl::Span<const float> gradient, const std::vector<float*>& slots) {
-  const std::vector<const float*> from(slots.begin(), slots.end());
-  optimizer.Apply(step, weights, gradient, from, weights.data(), slots);
+// Units in the last place of a float as large as `scale` between the two.
+double Ulps(float actual, double expected, double scale) {
+  if (scale == 0) return actual == expected ? 0 : std::numeric_limits<double>::infinity();
+  const float base = static_cast<float>(std::abs(scale));
+  const double unit = static_cast<double>(std::nextafter(base, HUGE_VALF)) - base;
+  return std::abs(actual - expected) / unit;
 }
 
-class OptimizerTest : public testing::TestWithParam<OptimizerConfig::Kind> {};
+// A range of weights with its slots.
+struct State {
+  std::vector<float> weights;
+  std::vector<std::vector<float>> slots;
+
+  State(const Optimizer& optimizer, std::vector<float> initial)
+      : weights(std::move(initial)),
+        slots(optimizer.SlotNames().size(),
+              std::vector<float>(weights.size(), optimizer.InitialSlotValue())) {}
+
+  // In place, of elements [begin, end).
+  void Apply(const Optimizer& optimizer, const Optimizer::Step& step,
+             const std::vector<float>& gradient, size_t begin = 0, size_t end = kElements) {
+    std::vector<float*> to;
+    for (auto& slot : slots) to.push_back(slot.data() + begin);
+    const std::vector<const float*> from(to.begin(), to.end());
+    optimizer.Apply(step, absl::MakeConstSpan(weights).subspan(begin, end - begin),
+                    absl::MakeConstSpan(gradient).subspan(begin, end - begin), from,
+                    weights.data() + begin, to);
+  }
+};
+
+class OptimizerTest : public testing::TestWithParam<Kind> {
+ protected:
+  OptimizerTest() {
+    config_.set_kind(GetParam());
+    config_.set_initial_accumulator(GetParam() == OptimizerConfig::ADAGRAD ? 0.1f : 0.0f);
+  }
+  static Optimizer::Step StepAt(int t) {
+    return {0.01 / t, t % 2 == 0 ? 0.1 : 0.0, t, t % 3 == 0 ? 0.7 : 1.0, 1.0 + 0.1 * (t % 4)};
+  }
+  OptimizerConfig config_;
+  std::mt19937 random_{7};
+};
 
 TEST_P(OptimizerTest, FollowsTheFormulaInDoublePrecision) {
-  OptimizerConfig config;
-  config.set_kind(GetParam());
-  const Optimizer optimizer(config);
-  std::mt19937 random(7);
-  std::vector<float> weights = Normal(&random);
-  std::vector<Reference> references;
-  for (float w : weights) references.push_back({config, w});
-  std::vector<std::vector<float>> slots(optimizer.SlotNames().size(),
-                                        std::vector<float>(kElements, 0.0f));
-  std::vector<float*> slot_pointers;
-  for (auto& slot : slots) slot_pointers.push_back(slot.data());
-
+  const Optimizer optimizer(config_);
+  State state(optimizer, Normal(&random_));
+  std::vector<Reference> references(kElements);
+  for (size_t i = 0; i < kElements; ++i) {
+    references[i].config = config_;
+    references[i].w = state.weights[i];
+    for (double& slot : references[i].slots) slot = optimizer.InitialSlotValue();
+  }
   for (int t = 1; t <= kSteps; ++t) {
-    const std::vector<float> gradient = Normal(&random);
-    const double lr = 0.01 / t, decay = t % 2 == 0 ? 0.1 : 0.0;
-    Apply(optimizer, {lr, decay, t}, absl::MakeSpan(weights), gradient, slot_pointers);
-    for (size_t i = 0; i < kElements; ++i) references[i].Apply(gradient[i], lr, decay, t);
+    const std::vector<float> gradient = Normal(&random_);
+    state.Apply(optimizer, StepAt(t), gradient);
+    for (size_t i = 0; i < kElements; ++i) references[i].Apply(gradient[i], StepAt(t));
   }
   for (size_t i = 0; i < kElements; ++i) {
-    ASSERT_NEAR(weights[i], references[i].w, 2e-5 + 2e-5 * std::abs(references[i].w)) << i;
+    ASSERT_NEAR(state.weights[i], references[i].w, 2e-5 + 2e-5 * std::abs(references[i].w)) << i;
+  }
+}
+
+TEST_P(OptimizerTest, OneStepIsWithinEightUlpsOfTheLargestTerm) {
+  const Optimizer optimizer(config_);
+  State state(optimizer, Normal(&random_));
+  for (int t = 1; t <= 20; ++t) {
+    // Gradients over many orders of magnitude, zeros among them.
+    std::vector<float> gradient = Normal(&random_);
+    for (size_t i = 0; i < kElements; ++i) {
+      gradient[i] *= std::pow(10.0f, static_cast<float>(i % 9) - 4);
+      if (i % 31 == 0) gradient[i] = 0;
+    }
+    std::vector<Reference> references(kElements);
+    for (size_t i = 0; i < kElements; ++i) {
+      references[i].config = config_;
+      references[i].w = state.weights[i];
+      for (size_t s = 0; s < state.slots.size(); ++s) references[i].slots[s] = state.slots[s][i];
+      references[i].Apply(gradient[i], StepAt(t));
+    }
+    state.Apply(optimizer, StepAt(t), gradient);
+    for (size_t i = 0; i < kElements; ++i) {
+      const Reference& r = references[i];
+      ASSERT_LE(Ulps(state.weights[i], r.w, r.largest_w), 8) << "step " << t << ", element " << i;
+      for (size_t s = 0; s < state.slots.size(); ++s) {
+        ASSERT_LE(Ulps(state.slots[s][i], r.slots[s], r.largest_slots[s]), 8)
+            << "slot " << s << ", step " << t << ", element " << i;
+      }
+    }
   }
 }
 
 TEST_P(OptimizerTest, CuttingARangeChangesNothing) {
-  OptimizerConfig config;
-  config.set_kind(GetParam());
-  const Optimizer optimizer(config);
-  std::mt19937 random(8);
-  std::vector<float> whole = Normal(&random), cut = whole;
-  std::vector<std::vector<float>> whole_slots(optimizer.SlotNames().size(),
-                                              std::vector<float>(kElements, 0.0f));
-  auto cut_slots = whole_slots;
+  const Optimizer optimizer(config_);
+  State whole(optimizer, Normal(&random_));
+  State cut = whole;
   for (int t = 1; t <= 3; ++t) {
-    const std::vector<float> gradient = Normal(&random);
-    const Optimizer::Step step = {0.1, 0.01, t};
-    const auto apply = [&](std::vector<float>* w, std::vector<std::vector<float>>* s, size_t begin,
-                           size_t end) {
-      std::vector<float*> pointers;
-      for (auto& slot : *s) pointers.push_back(slot.data() + begin);
-      Apply(optimizer, step, absl::MakeSpan(*w).subspan(begin, end - begin),
-            absl::MakeConstSpan(gradient).subspan(begin, end - begin), pointers);
-    };
-    apply(&whole, &whole_slots, 0, kElements);
-    apply(&cut, &cut_slots, 512, kElements);  // cuts lie on multiples of 16 elements
-    apply(&cut, &cut_slots, 0, 512);
+    const std::vector<float> gradient = Normal(&random_);
+    whole.Apply(optimizer, StepAt(t), gradient);
+    // Wherever it is cut: what a vector computes a tail computes alike.
+    cut.Apply(optimizer, StepAt(t), gradient, 511, kElements);
+    cut.Apply(optimizer, StepAt(t), gradient, 0, 3);
+    cut.Apply(optimizer, StepAt(t), gradient, 3, 511);
   }
-  for (size_t i = 0; i < kElements; ++i) ASSERT_EQ(whole[i], cut[i]) << i;
+  EXPECT_EQ(whole.weights, cut.weights);
+  EXPECT_EQ(whole.slots, cut.slots);
 }
 
 TEST_P(OptimizerTest, OutOfPlaceIsInPlace) {
-  OptimizerConfig config;
-  config.set_kind(GetParam());
-  const Optimizer optimizer(config);
-  std::mt19937 random(9);
-  std::vector<float> weights = Normal(&random), to(kElements);
-  const size_t num_slots = optimizer.SlotNames().size();
-  std::vector<std::vector<float>> slots, new_slots(num_slots, std::vector<float>(kElements));
-  for (size_t s = 0; s < num_slots; ++s) slots.push_back(std::vector<float>(kElements, 0.25f));
-  const std::vector<float> gradient = Normal(&random), before = weights;
-  const auto slots_before = slots;
-  std::vector<const float*> from;
-  std::vector<float*> in_place, out;
-  for (size_t s = 0; s < num_slots; ++s) {
-    from.push_back(slots[s].data());
-    in_place.push_back(slots[s].data());
-    out.push_back(new_slots[s].data());
+  const Optimizer optimizer(config_);
+  State state(optimizer, Normal(&random_));
+  const std::vector<float> gradient = Normal(&random_);
+  state.Apply(optimizer, StepAt(1), gradient);
+  const State before = state;
+  // On a cache line, where stores may go past the caches, and off one.
+  for (const size_t shift : {size_t{0}, size_t{3}}) {
+    const auto aligned = [shift](std::vector<float>* buffer) {
+      buffer->assign(kElements + 32, -1.0f);
+      size_t first = 0;
+      while (reinterpret_cast<uintptr_t>(buffer->data() + first) % 64 != 0) ++first;
+      return buffer->data() + first + shift;
+    };
+    std::vector<float> room, slot_rooms[2];
+    float* const to = aligned(&room);
+    std::vector<const float*> from;
+    std::vector<float*> out;
+    for (size_t s = 0; s < before.slots.size(); ++s) {
+      from.push_back(before.slots[s].data());
+      out.push_back(aligned(&slot_rooms[s]));
+    }
+    optimizer.Apply(StepAt(2), before.weights, gradient, from, to, out);
+    State in_place = before;
+    in_place.Apply(optimizer, StepAt(2), gradient);
+    EXPECT_NE(in_place.weights, before.weights);
+    EXPECT_EQ(in_place.weights, std::vector<float>(to, to + kElements));
+    EXPECT_EQ(to[kElements], -1.0f);
+    for (size_t s = 0; s < out.size(); ++s) {
+      EXPECT_EQ(in_place.slots[s], std::vector<float>(out[s], out[s] + kElements));
+      EXPECT_EQ(out[s][kElements], -1.0f);
+    }
   }
-  optimizer.Apply({0.1, 0.01, 3}, weights, gradient, from, to.data(), out);
-  EXPECT_EQ(weights, before);
-  EXPECT_EQ(slots, slots_before);
-  Apply(optimizer, {0.1, 0.01, 3}, absl::MakeSpan(weights), gradient, in_place);
-  EXPECT_EQ(weights, to);
-  EXPECT_EQ(slots, new_slots);
-  EXPECT_NE(weights, before);
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, OptimizerTest,
                          testing::Values(OptimizerConfig::SGD, OptimizerConfig::MOMENTUM,
-                                         OptimizerConfig::ADAM),
+                                         OptimizerConfig::NESTEROV, OptimizerConfig::ADAGRAD,
+                                         OptimizerConfig::ADAM, OptimizerConfig::ADAMW,
+                                         OptimizerConfig::LARS),
                          [](const auto& info) { return OptimizerConfig::Kind_Name(info.param); });
 
 TEST(OptimizerTest, SlotNamesAreThoseOfCheckpoints) {
+  const auto names = [](Kind kind) {
+    OptimizerConfig config;
+    config.set_kind(kind);
+    EXPECT_EQ(Optimizer(config).KindName(), OptimizerConfig::Kind_Name(kind));
+    return Optimizer(config).SlotNames();
+  };
+  using Names = std::vector<std::string>;
+  EXPECT_EQ(names(OptimizerConfig::SGD), Names());
+  EXPECT_EQ(names(OptimizerConfig::MOMENTUM), Names({"momentum"}));
+  EXPECT_EQ(names(OptimizerConfig::NESTEROV), Names({"momentum"}));
+  EXPECT_EQ(names(OptimizerConfig::LARS), Names({"momentum"}));
+  EXPECT_EQ(names(OptimizerConfig::ADAGRAD), Names({"sum"}));
+  EXPECT_EQ(names(OptimizerConfig::ADAM), Names({"m", "v"}));
+  EXPECT_EQ(names(OptimizerConfig::ADAMW), Names({"m", "v"}));
+}
+
+TEST(OptimizerTest, AdamForgetsGradientsThatAreGone) {
+  // Moments that die away must end as zeros and not stay the smallest denormal for ever.
   OptimizerConfig config;
-  EXPECT_TRUE(Optimizer(config).SlotNames().empty());
-  config.set_kind(OptimizerConfig::MOMENTUM);
-  EXPECT_EQ(Optimizer(config).SlotNames(), std::vector<std::string>{"momentum"});
   config.set_kind(OptimizerConfig::ADAM);
-  EXPECT_EQ(Optimizer(config).SlotNames(), (std::vector<std::string>{"m", "v"}));
-  EXPECT_EQ(Optimizer(config).KindName(), "ADAM");
+  const Optimizer optimizer(config);
+  State state(optimizer, std::vector<float>(kElements, 1.0f));
+  const std::vector<float> gradient(kElements, 1e-18f), zeros(kElements, 0.0f);
+  state.Apply(optimizer, {0.001, 0, 1}, gradient);
+  for (int t = 2; t < 1000; ++t) state.Apply(optimizer, {0.001, 0, t}, zeros);
+  EXPECT_EQ(state.slots[0][0], 0.0f);
+  EXPECT_TRUE(std::isfinite(state.weights[0]));
+}
+
+TEST(OptimizerTest, TrustRatioIsThatOfThePaper) {
+  OptimizerConfig config;
+  config.set_kind(OptimizerConfig::LARS);
+  config.set_trust_coefficient(0.02f);
+  const Optimizer optimizer(config);
+  EXPECT_TRUE(optimizer.NeedsTensorNorms());
+  EXPECT_NEAR(optimizer.TrustRatio(3, 0.5, 0.1), 0.02 * 3 / (0.5 + 0.1 * 3), 1e-8);
+  EXPECT_EQ(optimizer.TrustRatio(0, 0.5, 0.1), 1);  // a bias that starts from zero
+  EXPECT_EQ(optimizer.TrustRatio(3, 0, 0.1), 1);
+}
+
+TEST(OptimizerTest, ClipScale) {
+  OptimizerConfig config;
+  EXPECT_FALSE(Optimizer(config).NeedsGlobalNorm());
+  EXPECT_EQ(Optimizer(config).ClipScale(1e30), 1);
+  config.set_clip_norm(2);
+  EXPECT_TRUE(Optimizer(config).NeedsGlobalNorm());
+  EXPECT_EQ(Optimizer(config).ClipScale(1.5), 1);
+  EXPECT_EQ(Optimizer(config).ClipScale(0), 1);
+  EXPECT_DOUBLE_EQ(Optimizer(config).ClipScale(8), 2 / (8 + 1e-6));
 }
 
 TEST(OptimizerTest, WeightedSum) {

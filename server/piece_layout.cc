@@ -23,7 +23,6 @@ absl::StatusOr<PieceLayout> PieceLayout::Create(const ShardMap& map, int shard) 
     item.name = spec.name();
     item.dtype = spec.dtype();
     item.role = spec.role();
-    item.decays = spec.role() == TensorSpec::PARAMETER && spec.shape_size() >= 2;
     item.element_size = ElementSize(spec.dtype());
     item.offset = layout.buffer_bytes_;
     item.bytes = static_cast<uint64_t>(piece.count()) * item.element_size;

@@ -18,7 +18,6 @@ struct ShardPiece {
   std::string name;  // of the tensor
   DataType dtype = DT_INVALID;
   TensorSpec::Role role = TensorSpec::ROLE_INVALID;
-  bool decays = false;  // takes weight decay: a parameter of rank >= 2
   uint64_t offset = 0;  // bytes from the start of the buffer, a multiple of 64
   uint64_t bytes = 0;
   uint64_t element_size = 0;

@@ -32,6 +32,7 @@ absl::StatusOr<std::unique_ptr<ModelShard>> ModelShard::Create(Options options) 
   store.map = shard->options_.map;
   store.shard = shard->options_.shard;
   store.optimizer = shard->options_.job.training().optimizer();
+  store.threads = shard->options_.job.training().server_threads();
   store.held_cuts = shard->options_.job.training().held_cuts();
   store.clock = shard->options_.clock;
   CODISTILL_ASSIGN_OR_RETURN(shard->store_, ShardStore::Create(std::move(store)));

@@ -254,8 +254,7 @@ absl::StatusOr<PushReply> ModelShard::ApplyAsync(const StagedPush& push, const P
   }
   // Only this thread changes step_, so `next` stays right.
   const absl::Time started = options_.clock->Now();
-  store_->Apply({next, LearningRateAt(options_.job, next),
-                 options_.job.training().optimizer().weight_decay(), 1.0},
+  store_->Apply({next, LearningRateAt(options_.job, next), WeightDecayAt(options_.job, next), 1.0},
                 contributions);
   if (options_.on_commit) {
     options_.on_commit(absl::ToDoubleSeconds(options_.clock->Now() - started));

@@ -6,13 +6,9 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
-#include "server/buffer_average.h"
 
 namespace codistill {
 namespace {
-
-// Elements averaged and updated at a time: small enough to stay in the first-level caches.
-constexpr int64_t kChunkElements = 16384;
 
 // Unused staging buffers kept: what one step frees the next one takes.
 constexpr size_t kFreeBuffers = 4;
@@ -21,9 +17,6 @@ constexpr size_t kFreeBuffers = 4;
 uint64_t BlockBytes(uint64_t buffer_bytes) {
   return std::min<uint64_t>(BlockPool::kMaxBlockBytes, std::max<uint64_t>(buffer_bytes, 64));
 }
-
-float* Floats(uint8_t* bytes) { return reinterpret_cast<float*>(bytes); }
-const float* Floats(const uint8_t* bytes) { return reinterpret_cast<const float*>(bytes); }
 
 }  // namespace
 
@@ -36,12 +29,16 @@ absl::StatusOr<std::unique_ptr<ShardStore>> ShardStore::Create(Options options) 
                                                      DataType_Name(piece.dtype)));
     }
   }
-  return std::unique_ptr<ShardStore>(new ShardStore(std::move(options), std::move(layout)));
+  CODISTILL_ASSIGN_OR_RETURN(std::vector<ParameterPolicy> policies,
+                             ResolveParameterGroups(options.optimizer, options.map.tensors()));
+  return std::unique_ptr<ShardStore>(
+      new ShardStore(std::move(options), std::move(layout), std::move(policies)));
 }
 
-ShardStore::ShardStore(Options options, PieceLayout layout)
+ShardStore::ShardStore(Options options, PieceLayout layout, std::vector<ParameterPolicy> policies)
     : options_(std::move(options)),
       layout_(std::move(layout)),
+      policies_(std::move(policies)),
       optimizer_(options_.optimizer),
       slot_names_(optimizer_.SlotNames()),
       block_bytes_(BlockBytes(layout_.buffer_bytes())),
@@ -58,9 +55,8 @@ ShardStore::ShardStore(Options options, PieceLayout layout)
                 [&](size_t block, uint64_t offset, int64_t first, int64_t count) {
                   BlockLayout& in_block = block_layouts_[block];
                   in_block.segments.push_back({static_cast<int>(i), first, count, offset});
-                  in_block.trained |= piece.role == TensorSpec::PARAMETER;
-                  in_block.changes |=
-                      piece.role == TensorSpec::PARAMETER || piece.role == TensorSpec::BUFFER;
+                  in_block.trained |= Trains(piece);
+                  in_block.changes |= Trains(piece) || piece.role == TensorSpec::BUFFER;
                 });
   }
   Clear();
@@ -79,14 +75,15 @@ void ShardStore::Clear() {
     updating_ = true;  // until the load has ended well, nothing is readable as a step
   }
   DropCuts();
-  const auto clear = [this](BlockArray* array) {
+  const auto clear = [this](BlockArray* array, float value) {
     MakeUnique(array);
     for (size_t i = 0; i < array->size(); ++i) {
-      std::memset((*array)[i].mutable_data(), 0, block_bytes_);
+      float* const begin = reinterpret_cast<float*>((*array)[i].mutable_data());
+      std::fill(begin, begin + block_bytes_ / sizeof(float), value);
     }
   };
-  clear(&values_);
-  for (BlockArray& slot : slots_) clear(&slot);
+  clear(&values_, 0);
+  for (BlockArray& slot : slots_) clear(&slot, optimizer_.InitialSlotValue());
 }
 
 void ShardStore::ReserveCuts() {
@@ -96,101 +93,6 @@ void ShardStore::ReserveCuts() {
 
 std::shared_ptr<StagedPush> ShardStore::NewPush(const PushBegin& begin) const {
   return std::make_shared<StagedPush>(&layout_, begin, pool_.Get());
-}
-
-void ShardStore::Apply(const Update& update, absl::Span<const Contribution> contributions) {
-  int64_t examples = 0;
-  for (const Contribution& c : contributions) examples += c.num_examples;
-  std::vector<double> weights;
-  if (examples > 0) {
-    for (const Contribution& c : contributions) {
-      weights.push_back(static_cast<double>(c.num_examples) / static_cast<double>(examples));
-    }
-    {
-      MutexLock lock(&mu_);
-      updating_ = true;  // from here on no reader takes a reference to the live blocks
-    }
-    for (size_t i = 0; i < values_.size(); ++i) {
-      if (block_layouts_[i].changes) UpdateBlock(i, update, contributions, weights);
-    }
-  }
-  MutexLock lock(&mu_);
-  updating_ = false;
-  step_ = update.step;
-}
-
-void ShardStore::UpdateBlock(size_t block, const Update& update,
-                             absl::Span<const Contribution> contributions,
-                             absl::Span<const double> weights) {
-  const BlockLayout& in_block = block_layouts_[block];
-  BlockUpdate values(&blocks_, &values_[block]);
-  std::vector<BlockUpdate> slots;
-  std::vector<const uint8_t*> slots_from;
-  std::vector<uint8_t*> slots_to;
-  if (in_block.trained) {
-    for (BlockArray& slot : slots_) {
-      slots.emplace_back(&blocks_, &slot[block]);
-      slots_from.push_back(slots.back().from());
-      slots_to.push_back(slots.back().to());
-    }
-  }
-  for (const Segment& segment : in_block.segments) {
-    const ShardPiece& piece = layout_.pieces()[segment.piece];
-    if (piece.role == TensorSpec::PARAMETER) {
-      UpdateParameter(piece, segment, update, contributions, weights, values.from(), values.to(),
-                      slots_from, slots_to);
-    } else if (piece.role == TensorSpec::BUFFER) {
-      std::vector<const uint8_t*> sources;
-      for (const Contribution& c : contributions) {
-        sources.push_back(c.push->data() + block * block_bytes_ + segment.offset);
-      }
-      CombineBuffers(piece.dtype, sources, weights, segment.count, values.to() + segment.offset);
-    } else if (!values.in_place()) {
-      std::memcpy(values.to() + segment.offset, values.from() + segment.offset,
-                  static_cast<size_t>(segment.count) * piece.element_size);
-    }
-  }
-  values.Commit();
-  for (BlockUpdate& slot : slots) slot.Commit();
-}
-
-void ShardStore::UpdateParameter(const ShardPiece& piece, const Segment& segment,
-                                 const Update& update, absl::Span<const Contribution> contributions,
-                                 absl::Span<const double> weights, const uint8_t* from, uint8_t* to,
-                                 absl::Span<const uint8_t* const> slots_from,
-                                 absl::Span<uint8_t* const> slots_to) {
-  alignas(64) float average[kChunkElements];
-  const Optimizer::Step step = {update.learning_rate, piece.decays ? update.weight_decay : 0.0,
-                                update.step};
-  std::vector<const float*> old_slots(slots_from.size());
-  std::vector<float*> new_slots(slots_to.size());
-  for (int64_t first = 0; first < segment.count; first += kChunkElements) {
-    const size_t n = std::min(kChunkElements, segment.count - first);
-    const uint64_t in_block = segment.offset + static_cast<uint64_t>(first) * sizeof(float);
-    const uint64_t in_push =
-        piece.offset + static_cast<uint64_t>(segment.first + first) * sizeof(float);
-    absl::Span<const float> gradient;
-    if (contributions.size() == 1 && update.clip_scale == 1) {
-      gradient = absl::MakeConstSpan(Floats(contributions[0].push->data() + in_push), n);
-    } else {
-      for (size_t c = 0; c < contributions.size(); ++c) {
-        const float scale = static_cast<float>(weights[c] * update.clip_scale);
-        const auto term = absl::MakeConstSpan(Floats(contributions[c].push->data() + in_push), n);
-        if (c == 0) {
-          ScaleInto(scale, term, absl::MakeSpan(average, n));
-        } else {
-          AddScaled(scale, term, absl::MakeSpan(average, n));
-        }
-      }
-      gradient = absl::MakeConstSpan(average, n);
-    }
-    for (size_t s = 0; s < slots_from.size(); ++s) {
-      old_slots[s] = Floats(slots_from[s] + in_block);
-      new_slots[s] = Floats(slots_to[s] + in_block);
-    }
-    optimizer_.Apply(step, absl::MakeConstSpan(Floats(from + in_block), n), gradient, old_slots,
-                     Floats(to + in_block), new_slots);
-  }
 }
 
 int64_t ShardStore::step() const {

@@ -16,6 +16,7 @@
 #include "common/base/clock.h"
 #include "common/base/file.h"
 #include "common/base/mutex.h"
+#include "common/config/parameter_groups.h"
 #include "proto/checkpoint.pb.h"
 #include "proto/job.pb.h"
 #include "proto/parameter_server.pb.h"
@@ -88,6 +89,7 @@ class ShardStore {
     ShardMap map;
     int shard = 0;
     OptimizerConfig optimizer;
+    int threads = 1;         // of an update; its result does not depend on them
     int held_cuts = 2;       // the newest ones; never fewer than one
     int max_old_cuts = 2;    // cuts no longer held that readers may go on with; at least one
     int max_live_reads = 4;  // versions of the live weights that readers may hold; at least one
@@ -95,6 +97,8 @@ class ShardStore {
     absl::Duration max_read_age = absl::Seconds(30);
     Clock* clock = Clock::Real();
   };
+  // INVALID_ARGUMENT names a parameter group that fits no parameter, or a parameter that is not
+  // fp32.
   static absl::StatusOr<std::unique_ptr<ShardStore>> Create(Options options);
 
   const PieceLayout& layout() const { return layout_; }
@@ -102,7 +106,7 @@ class ShardStore {
   // ---------------------------------------------------------------------------------- loading
 
   // Version 0: values from the archive's safetensors file, of which `warm_start` (empty: none)
-  // replaces those it has. Slots become zeros, cuts and snapshot go. Errors name file and tensor.
+  // replaces those it has. Slots start anew, cuts and snapshot go. Errors name file and tensor.
   absl::Status LoadInitial(const std::string& weights, const std::string& warm_start,
                            FileSystem* file_system);
 
@@ -125,11 +129,19 @@ class ShardStore {
     double learning_rate = 0;
     double weight_decay = 0;
     double clip_scale = 1;
+    std::vector<TensorNorm> norms;  // LARS: of whole tensors
   };
-  // Makes the next step: parameters by the optimizer from clip_scale * sum(n_i g_i) / sum(n_i),
-  // summed in the order given, buffers by CombineBuffers. Without contributions, or with no
-  // examples in them, only the step is counted.
+  // Makes the next step: parameters that are trained by the optimizer from clip_scale *
+  // sum(n_i g_i) / sum(n_i), summed in the order given, buffers by CombineBuffers. Without
+  // contributions, or with no examples in them, only the step is counted.
   void Apply(const Update& update, absl::Span<const Contribution> contributions);
+
+  // Sums of squares over this shard's part of every trained tensor it has any of, of the average
+  // that Apply would take and, if `weights`, of the values. In double and in an order that depends
+  // on the layout alone. Called by the writer, like Apply.
+  std::vector<TensorNorm> Norms(absl::Span<const Contribution> contributions, bool weights) const;
+
+  const Optimizer& optimizer() const { return optimizer_; }
 
   // Number of updates in the values; during Apply still the old one.
   int64_t step() const;
@@ -195,6 +207,7 @@ class ShardStore {
                                                FileSystem* file_system) const;
 
   uint64_t values_bytes() const { return layout_.buffer_bytes(); }
+  uint64_t slot_bytes() const { return layout_.buffer_bytes() * slots_.size(); }
   uint64_t block_bytes() const { return block_bytes_; }
 
  private:
@@ -212,14 +225,27 @@ class ShardStore {
   };
   using Versions = std::vector<std::weak_ptr<const Cut>>;
 
-  ShardStore(Options options, PieceLayout layout);
-  void UpdateBlock(size_t block, const Update& update, absl::Span<const Contribution> contributions,
-                   absl::Span<const double> weights);
-  void UpdateParameter(const ShardPiece& piece, const Segment& segment, const Update& update,
-                       absl::Span<const Contribution> contributions,
-                       absl::Span<const double> weights, const uint8_t* from, uint8_t* to,
+  // What is the same for all blocks of one update.
+  struct Work {
+    absl::Span<const Contribution> contributions;
+    std::vector<double> weights;         // n_i / sum(n_i)
+    std::vector<Optimizer::Step> steps;  // by piece
+  };
+
+  ShardStore(Options options, PieceLayout layout, std::vector<ParameterPolicy> policies);
+  bool Trains(const ShardPiece& piece) const { return policies_[piece.piece.tensor()].trained; }
+  static std::vector<double> Weights(absl::Span<const Contribution> contributions);
+  std::vector<Optimizer::Step> StepsOf(const Update& update) const;
+  void UpdateBlock(size_t block, const Work& work);
+  void UpdateParameter(const ShardPiece& piece, const Segment& segment, const Work& work,
+                       const uint8_t* from, uint8_t* to,
                        absl::Span<const uint8_t* const> slots_from,
                        absl::Span<uint8_t* const> slots_to);
+  // The average over pushes of `n` elements from byte `in_push`, in `room` where it is not the only
+  // push itself.
+  static absl::Span<const float> Average(absl::Span<const Contribution> contributions,
+                                         absl::Span<const double> weights, uint64_t in_push,
+                                         size_t n, float* room);
   void Clear();
   // Makes sure that cuts and snapshots come without fresh pages.
   void ReserveCuts();
@@ -235,6 +261,7 @@ class ShardStore {
 
   const Options options_;
   const PieceLayout layout_;
+  const std::vector<ParameterPolicy> policies_;  // by tensor
   const Optimizer optimizer_;
   const std::vector<std::string> slot_names_;
   const uint64_t block_bytes_;

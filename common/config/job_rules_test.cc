@@ -1,6 +1,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_replace.h"
 #include "absl/strings/str_split.h"
 #include "common/config/job.h"
 #include "common/config/test_jobs.h"
@@ -151,6 +152,26 @@ INSTANTIATE_TEST_SUITE_P(
         {kGood, {"training.optimizer.momentum=1"}, "training.optimizer.momentum: out of range (1)"},
         {kGood, {"training.optimizer.beta2=1.5"}, "training.optimizer.beta2: out of range (1.5)"},
         {kGood,
+         {"training.optimizer.kind=FTRL"},
+         "training.optimizer.kind: for rows of embedding tables only (FTRL), where"},
+        {kGood,
+         {"training.optimizer.kind=LARS", "training.update_mode=ASYNC"},
+         "training.optimizer.kind: not possible with training.update_mode ASYNC (LARS): its rates "
+         "come from the norms of whole tensors"},
+        {kGood,
+         {"training.optimizer.clip_norm=-1"},
+         "training.optimizer.clip_norm: out of range (-1); 0 or more"},
+        {kGood,
+         {"training.optimizer.initial_accumulator=-1"},
+         "training.optimizer.initial_accumulator: out of range (-1)"},
+        {kGood,
+         {"training.optimizer.trust_coefficient=0"},
+         "training.optimizer.trust_coefficient: out of range (0)"},
+        {kGood,
+         {"training.optimizer.weight_decay_schedule.kind=STEP"},
+         "training.optimizer.weight_decay_schedule.step_boundaries: missing; the steps"},
+        {kGood, {"training.server_threads=0"}, "training.server_threads: out of range (0); 1 to"},
+        {kGood,
          {"training.optimizer.schedule.kind=STEP"},
          "training.optimizer.schedule.step_boundaries: missing; the steps"},
         {kGood,
@@ -287,6 +308,25 @@ TEST(Rules, LetOneGroupHaveSettingsForTeachers) {
   off.mutable_codistillation()->set_burn_in_steps(1000);
   off.mutable_codistillation()->set_max_staleness_steps(0);
   EXPECT_TRUE(ValidateJob(off).ok()) << ValidateJob(off);
+}
+
+TEST(RulesOfParameterGroups, AreEnforced) {
+  const std::string text = absl::StrReplaceAll(
+      kGood,
+      {{"training {", R"pb(training { optimizer {
+                             parameter_groups { frozen: true learning_rate_multiplier: 2 }
+                             parameter_groups { pattern: "*.bias" weight_decay_multiplier: -1 }
+                             parameter_groups { pattern: "*" learning_rate_multiplier: -1 }
+                           })pb"}});
+  EXPECT_THAT(
+      Mistakes(text, {}),
+      ElementsAre(testing::StartsWith("training.optimizer.parameter_groups[0].pattern: missing"),
+                  testing::StartsWith("training.optimizer.parameter_groups[0].frozen: a multiplier "
+                                      "beside it"),
+                  testing::StartsWith("training.optimizer.parameter_groups[1].weight_decay_"
+                                      "multiplier: out of range (-1)"),
+                  testing::StartsWith("training.optimizer.parameter_groups[2].learning_rate_"
+                                      "multiplier: out of range (-1)")));
 }
 
 }  // namespace

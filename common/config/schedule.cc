@@ -12,13 +12,11 @@ bool IsDue(int64_t every, int64_t step, int64_t last) {
 
 }  // namespace
 
-double LearningRateAt(const JobConfig& job, int64_t step) {
+double ScheduleFactor(const Schedule& schedule, int64_t step, int64_t last_step) {
   constexpr double kPi = 3.14159265358979323846;
-  const OptimizerConfig& optimizer = job.training().optimizer();
-  const Schedule& schedule = optimizer.schedule();
   const double floor = schedule.end_factor();
   // Counted in steps taken before this one, so that step 1 has the full rate.
-  const int64_t decay = schedule.decay_steps() > 0 ? schedule.decay_steps() : job.stop().steps();
+  const int64_t decay = schedule.decay_steps() > 0 ? schedule.decay_steps() : last_step;
   const double part =
       decay > 0 ? std::clamp(static_cast<double>(step - 1) / static_cast<double>(decay), 0.0, 1.0)
                 : 0.0;
@@ -39,9 +37,21 @@ double LearningRateAt(const JobConfig& job, int64_t step) {
       break;
   }
   if (schedule.warmup_steps() > 0) {
-    factor *= std::min(1.0, static_cast<double>(step) / schedule.warmup_steps());
+    factor *=
+        std::min(1.0, static_cast<double>(step) / static_cast<double>(schedule.warmup_steps()));
   }
-  return optimizer.learning_rate() * factor;
+  return factor;
+}
+
+double LearningRateAt(const JobConfig& job, int64_t step) {
+  const OptimizerConfig& optimizer = job.training().optimizer();
+  return optimizer.learning_rate() * ScheduleFactor(optimizer.schedule(), step, job.stop().steps());
+}
+
+double WeightDecayAt(const JobConfig& job, int64_t step) {
+  const OptimizerConfig& optimizer = job.training().optimizer();
+  return optimizer.weight_decay() *
+         ScheduleFactor(optimizer.weight_decay_schedule(), step, job.stop().steps());
 }
 
 float TeacherWeightAt(const JobConfig& job, int64_t step) {

@@ -9,6 +9,11 @@
 namespace codistill {
 
 double LearningRateAt(const JobConfig& job, int64_t step);
+// training.optimizer.weight_decay under its own schedule; parameter groups multiply it.
+double WeightDecayAt(const JobConfig& job, int64_t step);
+// The factor of either: a linear warm-up times the schedule's kind. `last_step` stands for
+// decay_steps where that is 0.
+double ScheduleFactor(const Schedule& schedule, int64_t step, int64_t last_step);
 
 // Weight of psi: 0 up to and including burn_in_steps, then the ramp, then `weight`. 0 when
 // codistillation is off or there is no other group.

@@ -66,6 +66,26 @@ TEST(LearningRate, WarmUpMultipliesTheRest) {
   EXPECT_NEAR(LearningRateAt(job, 6), 0.5 * 0.6 * 0.95, 1e-12);
 }
 
+TEST(WeightDecay, HasAScheduleOfItsOwn) {
+  JobConfig job = Job(1);
+  OptimizerConfig* optimizer = job.mutable_training()->mutable_optimizer();
+  EXPECT_EQ(WeightDecayAt(job, 1), 0);
+  optimizer->set_weight_decay(0.25f);
+  RateSchedule(&job)->set_kind(Schedule::LINEAR);
+  EXPECT_EQ(WeightDecayAt(job, 80), 0.25);
+  Schedule* schedule = optimizer->mutable_weight_decay_schedule();
+  schedule->set_kind(Schedule::COSINE);
+  schedule->set_end_factor(2);  // growing is allowed
+  EXPECT_EQ(WeightDecayAt(job, 1), 0.25);
+  EXPECT_NEAR(WeightDecayAt(job, 51), 0.375, 1e-12);
+  EXPECT_NEAR(WeightDecayAt(job, 101), 0.5, 1e-12);
+  schedule->set_kind(Schedule::STEP);
+  schedule->add_step_boundaries(3);
+  schedule->set_warmup_steps(4);
+  EXPECT_NEAR(WeightDecayAt(job, 2), 0.125, 1e-12);
+  EXPECT_NEAR(WeightDecayAt(job, 4), 0.025, 1e-8);
+}
+
 TEST(TeacherWeight, IsZeroDuringBurnInThenWhole) {
   JobConfig job = Job(2);
   job.mutable_codistillation()->set_burn_in_steps(30);

@@ -206,41 +206,6 @@ void CheckGroups(const JobConfig& job, Mistakes* mistakes) {
   }
 }
 
-void CheckOptimizer(const OptimizerConfig& optimizer, Mistakes* mistakes) {
-  const std::string path = "training.optimizer";
-  if (optimizer.kind() > OptimizerConfig::ADAM) {
-    mistakes->Add(absl::StrCat(path, ".kind"),
-                  absl::StrCat("not supported by this version (",
-                               OptimizerConfig::Kind_Name(optimizer.kind()),
-                               "); SGD, MOMENTUM or ADAM would be right"));
-  }
-  mistakes->Positive(absl::StrCat(path, ".learning_rate"), optimizer.learning_rate());
-  mistakes->Fraction(absl::StrCat(path, ".momentum"), optimizer.momentum());
-  mistakes->Fraction(absl::StrCat(path, ".beta1"), optimizer.beta1());
-  mistakes->Fraction(absl::StrCat(path, ".beta2"), optimizer.beta2());
-  mistakes->Positive(absl::StrCat(path, ".epsilon"), optimizer.epsilon());
-  mistakes->NotNegative(absl::StrCat(path, ".weight_decay"), optimizer.weight_decay());
-
-  const Schedule& schedule = optimizer.schedule();
-  const std::string inner = absl::StrCat(path, ".schedule");
-  mistakes->AtLeast(absl::StrCat(inner, ".warmup_steps"), schedule.warmup_steps(), 0);
-  mistakes->AtLeast(absl::StrCat(inner, ".decay_steps"), schedule.decay_steps(), 0);
-  mistakes->NotNegative(absl::StrCat(inner, ".end_factor"), schedule.end_factor());
-  mistakes->Positive(absl::StrCat(inner, ".step_factor"), schedule.step_factor());
-  if (schedule.kind() == Schedule::STEP) {
-    mistakes->Required(absl::StrCat(inner, ".step_boundaries"), schedule.step_boundaries_size() > 0,
-                       "the steps at which the rate changes, as kind STEP needs them");
-  }
-  for (int i = 0; i < schedule.step_boundaries_size(); ++i) {
-    const int64_t previous = i == 0 ? 0 : schedule.step_boundaries(i - 1);
-    if (schedule.step_boundaries(i) <= previous) {
-      mistakes->Add(Index(absl::StrCat(inner, ".step_boundaries"), i),
-                    absl::StrCat("not growing (", schedule.step_boundaries(i), "); more than ",
-                                 previous, " would be right"));
-    }
-  }
-}
-
 void CheckTraining(const JobConfig& job, Mistakes* mistakes) {
   const TrainingConfig& training = job.training();
   if (training.update_mode() == TrainingConfig::BOUNDED_STALENESS) {
@@ -265,12 +230,13 @@ void CheckTraining(const JobConfig& job, Mistakes* mistakes) {
   if (training.has_batch_size()) {
     mistakes->AtLeast("training.batch_size", training.batch_size(), 1);
   }
-  CheckOptimizer(training.optimizer(), mistakes);
+  CheckOptimizer(training, mistakes);
   mistakes->Positive("training.rejoin_timeout_s", training.rejoin_timeout_s());
   mistakes->AtLeast("training.publish_every_steps", training.publish_every_steps(), 1);
   mistakes->AtLeast("training.held_cuts", training.held_cuts(), 1);
   mistakes->AtLeast("training.log_every_steps", training.log_every_steps(), 1);
   mistakes->Between("training.worker_threads", training.worker_threads(), 1, kMaxProcesses);
+  mistakes->Between("training.server_threads", training.server_threads(), 1, kMaxProcesses);
 }
 
 void CheckCodistillation(const JobConfig& job, Mistakes* mistakes) {
