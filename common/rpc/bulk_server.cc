@@ -11,14 +11,36 @@
 #include "absl/time/clock.h"
 #include "common/base/executor.h"
 #include "common/base/mutex.h"
+#include "common/rpc/frame.h"
 #include "common/rpc/grpc_status.h"
 #include "common/rpc/rpc_metrics.h"
+#include "common/rpc/shm_server.h"
 #include "glog/logging.h"
 #include "grpcpp/alarm.h"
 #include "grpcpp/completion_queue.h"
 #include "grpcpp/server_context.h"
+#include "proto/local_transport.pb.h"
 
 namespace codistill {
+namespace {
+
+// Tells where the shared memory is (proto/local_transport.proto).
+class EndpointHandler final : public BulkHandler {
+ public:
+  explicit EndpointHandler(const LocalEndpoint& endpoint) : endpoint_(endpoint) {}
+  void OnStart(std::shared_ptr<BulkCall> call) override {
+    call->FinishWith(EncodeWithPayload(endpoint_, /*payload_field=*/0, {}));
+  }
+  void OnMessage(grpc::ByteBuffer) override {}
+  void OnHalfClose() override {}
+  void OnWritten() override {}
+  void OnDone(bool) override {}
+
+ private:
+  const LocalEndpoint endpoint_;
+};
+
+}  // namespace
 
 // How a call works. Each operation given to gRPC carries an Event as its tag; a completion-queue
 // thread hands the event to its call, which handles events one after another: the thread that finds
@@ -52,6 +74,15 @@ class BulkServer::Impl {
     method.max_message_bytes = static_cast<size_t>(max_message_bytes);
   }
 
+  void ServeSharedMemory() {
+    CHECK(threads_.empty()) << "shared memory is asked for before Start";
+    share_memory_ = true;
+  }
+
+  int shared_memory_connections() const {
+    return shared_memory_ == nullptr ? 0 : shared_memory_->connections();
+  }
+
   void CountIn(Metrics* metrics) {
     CHECK(threads_.empty()) << "metrics are given before Start";
     for (auto& entry : methods_) {
@@ -69,6 +100,7 @@ class BulkServer::Impl {
   void Start() {
     CHECK(queue_ != nullptr) << "Attach comes before Start";
     CHECK(threads_.empty()) << "Start is called once";
+    if (share_memory_) StartSharedMemory();
     for (int i = 0; i < num_threads_; ++i) RequestCall();
     for (int i = 0; i < num_threads_; ++i) {
       threads_.emplace_back([this, i] {
@@ -79,6 +111,7 @@ class BulkServer::Impl {
   }
 
   void StopAccepting() {
+    if (shared_memory_ != nullptr) shared_memory_->StopAccepting();
     std::vector<std::shared_ptr<Call>> open;
     {
       MutexLock lock(&mu_);
@@ -91,6 +124,7 @@ class BulkServer::Impl {
   void Shutdown() {
     if (threads_.empty()) return;
     StopAccepting();
+    if (shared_memory_ != nullptr) shared_memory_->Shutdown();
     {
       MutexLock lock(&mu_);
       for (const auto& entry : calls_) entry.second->Cancel();
@@ -112,6 +146,32 @@ class BulkServer::Impl {
     size_t max_message_bytes = 0;
     std::unique_ptr<MethodMetrics> metrics;  // null: not counted
   };
+
+  void StartSharedMemory() {
+    auto methods = std::make_shared<std::unordered_map<std::string, ShmServer::Method>>();
+    for (const auto& entry : methods_) {
+      const Method& method = entry.second;
+      (*methods)[entry.first] = {method.factory, method.max_message_bytes, method.metrics.get()};
+    }
+    ShmServer::Options options;
+    options.find_method = [methods](const std::string& name) -> const ShmServer::Method* {
+      const auto found = methods->find(name);
+      return found == methods->end() ? nullptr : &found->second;
+    };
+    LocalEndpoint endpoint;
+    endpoint.set_boot_id(BootId());
+    absl::StatusOr<std::unique_ptr<ShmServer>> server = ShmServer::Start(std::move(options));
+    if (!server.ok() || endpoint.boot_id().empty()) {
+      LOG(WARNING) << "tensors go through gRPC alone, as shared memory is not to be had here: "
+                   << server.status();
+      return;
+    }
+    shared_memory_ = *std::move(server);
+    endpoint.set_socket_name(shared_memory_->socket_name());
+    Method& method = methods_[kLocalEndpointMethod];
+    method.factory = [endpoint] { return std::make_unique<EndpointHandler>(endpoint); };
+    method.max_message_bytes = 1 << 10;
+  }
 
   enum class EventKind { kStart, kRead, kWritten, kFinished, kDone, kPosted };
 
@@ -433,6 +493,8 @@ class BulkServer::Impl {
   grpc::AsyncGenericService service_;
   std::unique_ptr<grpc::ServerCompletionQueue> queue_;
   std::vector<std::thread> threads_;
+  bool share_memory_ = false;
+  std::unique_ptr<ShmServer> shared_memory_;  // set by Start
 
   mutable Mutex mu_;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
@@ -447,6 +509,8 @@ void BulkServer::RegisterMethod(std::string full_method, HandlerFactory factory,
                                 int max_message_bytes) {
   impl_->RegisterMethod(std::move(full_method), std::move(factory), max_message_bytes);
 }
+void BulkServer::ServeSharedMemory() { impl_->ServeSharedMemory(); }
+int BulkServer::shared_memory_connections() const { return impl_->shared_memory_connections(); }
 void BulkServer::CountIn(Metrics* metrics) { impl_->CountIn(metrics); }
 void BulkServer::Attach(grpc::ServerBuilder* builder) { impl_->Attach(builder); }
 void BulkServer::Start() { impl_->Start(); }

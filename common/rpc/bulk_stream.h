@@ -13,7 +13,8 @@
 namespace codistill {
 
 // One streaming call of raw messages, client side, blocking: the thread that calls waits. One
-// thread at a time, but for Cancel. The deadline covers the whole call.
+// thread at a time, but for Cancel. The deadline covers the whole call. What carries it is the
+// business of whoever opens it: BulkChannel chooses.
 class BulkStream {
  public:
   // Over gRPC; the thread that calls waits on a completion queue of this stream.
@@ -25,7 +26,8 @@ class BulkStream {
   // False: the call has ended early; Finish() says why.
   virtual bool Write(grpc::ByteBuffer message) = 0;
   virtual void WritesDone() = 0;
-  // False: no more messages; Finish() says whether all went well.
+  // False: no more messages; Finish() says whether all went well. `message` is to be let go of
+  // before many others are read: its bytes may be in memory that the server needs for those.
   virtual bool Read(grpc::ByteBuffer* message) = 0;
   // Ends the call: messages that were not read are dropped, after which the status comes. CANCELLED
   // only after Cancel; a server that goes down gives UNAVAILABLE.
