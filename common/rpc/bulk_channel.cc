@@ -10,6 +10,7 @@
 #include "common/base/status.h"
 #include "common/rpc/bulk_call.h"
 #include "common/rpc/channel.h"
+#include "common/rpc/fault_stream.h"
 #include "common/rpc/frame.h"
 #include "common/rpc/shm_message.h"
 #include "glog/logging.h"
@@ -183,8 +184,8 @@ class BulkChannel::ShmStream final : public BulkStream {
         return Fail(!error.ok() ? error
                     : absl::Now() >= deadline_
                         ? absl::DeadlineExceededError("the deadline has passed")
-                        : absl::UnavailableError(absl::StrCat(
-                              "process ", link_->peer_pid(), " ended the connection")));
+                        : absl::UnavailableError(absl::StrCat("process ", link_->peer_pid(),
+                                                              " ended the connection")));
       }
     }
   }
@@ -226,17 +227,23 @@ BulkChannel::Counts BulkChannel::counts() const {
   return counts_;
 }
 
-std::unique_ptr<BulkStream> BulkChannel::Open(const std::string& full_method,
-                                              absl::Time deadline) {
-  Idle idle;
-  if (shared_memory_) idle = GetLink(full_method, deadline);
+std::unique_ptr<BulkStream> BulkChannel::Open(const std::string& full_method, absl::Time deadline) {
+  auto idle = std::make_shared<Idle>();
+  if (shared_memory_) *idle = GetLink(full_method, deadline);
   {
     MutexLock lock(&mu_);
-    ++(idle.link != nullptr ? counts_.shared_memory : counts_.grpc);
+    ++(idle->link != nullptr ? counts_.shared_memory : counts_.grpc);
   }
-  if (idle.link == nullptr) return BulkStream::Open(channel_, full_method, deadline);
-  return std::make_unique<ShmStream>(shared_from_this(), std::move(idle.link), full_method,
-                                     deadline, idle.calls + 1);
+  if (idle->link == nullptr) return BulkStream::Open(channel_, full_method, deadline);
+  return OpenWithFaults(
+      full_method,
+      [self = shared_from_this(), idle, full_method, deadline]() -> std::unique_ptr<BulkStream> {
+        Idle taken = std::exchange(*idle, Idle());
+        if (taken.link == nullptr) taken = self->GetLink(full_method, deadline);  // a duplicate's
+        if (taken.link == nullptr) return BulkStream::Open(self->channel_, full_method, deadline);
+        return std::make_unique<ShmStream>(self, std::move(taken.link), full_method, deadline,
+                                           taken.calls + 1);
+      });
 }
 
 BulkChannel::Idle BulkChannel::GetLink(const std::string& method, absl::Time deadline) {
@@ -279,8 +286,7 @@ absl::StatusOr<std::shared_ptr<ShmLink>> BulkChannel::Connect(absl::Time deadlin
   LocalEndpoint endpoint;
   DecodedPayload none;
   if (!replied) return absl::FailedPreconditionError("no endpoint of shared memory was named");
-  CODISTILL_RETURN_IF_ERROR(
-      DecodedPayload::Decode(&reply, /*payload_field=*/0, &endpoint, &none));
+  CODISTILL_RETURN_IF_ERROR(DecodedPayload::Decode(&reply, /*payload_field=*/0, &endpoint, &none));
   if (endpoint.boot_id().empty() || endpoint.boot_id() != BootId()) {
     return absl::FailedPreconditionError("the server is on another host");
   }
@@ -292,8 +298,7 @@ absl::StatusOr<std::shared_ptr<ShmLink>> BulkChannel::Connect(absl::Time deadlin
   return link;
 }
 
-void BulkChannel::Return(const std::string& method, std::shared_ptr<ShmLink> link,
-                         uint64_t calls) {
+void BulkChannel::Return(const std::string& method, std::shared_ptr<ShmLink> link, uint64_t calls) {
   MutexLock lock(&mu_);
   std::vector<Idle>& idle = idle_[method];
   if (idle.size() < kMaxIdle) {

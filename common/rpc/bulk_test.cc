@@ -1,6 +1,9 @@
-// Bulk streams against real servers on loopback.
+// Bulk streams against real servers on loopback, through gRPC and through shared memory.
+
+#include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <memory>
 #include <string>
 #include <thread>
@@ -10,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/mutex.h"
+#include "common/rpc/bulk_channel.h"
 #include "common/rpc/bulk_server.h"
 #include "common/rpc/bulk_stream.h"
 #include "common/rpc/channel.h"
@@ -128,12 +132,19 @@ class Flood : public Handler {
   using Handler::Handler;
   void OnStart(std::shared_ptr<BulkCall> call) override {
     call_ = std::move(call);
+    written = -1;
     OnWritten();
   }
-  void OnWritten() override { call_->Write(Bytes(std::string(1 << 20, 'x'))); }
+  void OnWritten() override {
+    ++written;
+    call_->Write(Bytes(std::string(1 << 20, 'x')));
+  }
+  static inline std::atomic<int64_t> written{0};
 };
 
-class BulkTest : public testing::Test {
+enum class Path { kGrpc, kSharedMemory };
+
+class BulkTest : public testing::TestWithParam<Path> {
  protected:
   void SetUp() override {
     Register<Echo>("/t.T/Echo");
@@ -142,11 +153,25 @@ class BulkTest : public testing::Test {
     Register<Flood>("/t.T/Flood");
     RpcServer::Options options;
     options.bulk = &bulk_;
+    if (shared_memory()) bulk_.ServeSharedMemory();
     auto server = RpcServer::Start(options);
     ASSERT_TRUE(server.ok()) << server.status();
     server_ = std::move(*server);
-    channel_ = MakeChannel(server_->address(), ChannelUse::kBulk);
+    channel_ = BulkChannel::Create(server_->address(), {});
   }
+
+  // What was tested was what was meant.
+  void TearDown() override {
+    if (channel_ == nullptr) return;
+    const BulkChannel::Counts counts = channel_->counts();
+    if (shared_memory()) {
+      EXPECT_GT(counts.shared_memory, 0);
+    } else {
+      EXPECT_EQ(counts.shared_memory, 0);
+    }
+  }
+
+  static bool shared_memory() { return GetParam() == Path::kSharedMemory; }
 
   template <typename T>
   void Register(const std::string& method) {
@@ -154,16 +179,16 @@ class BulkTest : public testing::Test {
   }
 
   std::unique_ptr<BulkStream> Open(const std::string& method, double seconds = 30) {
-    return BulkStream::Open(channel_, method, In(seconds));
+    return channel_->Open(method, In(seconds));
   }
 
   Log log_;
   BulkServer bulk_{2};
   std::unique_ptr<RpcServer> server_;
-  std::shared_ptr<grpc::Channel> channel_;
+  std::shared_ptr<BulkChannel> channel_;
 };
 
-TEST_F(BulkTest, EchoesInOrder) {
+TEST_P(BulkTest, EchoesInOrder) {
   auto stream = Open("/t.T/Echo");
   grpc::ByteBuffer message;
   for (int i = 0; i < 100; ++i) {
@@ -180,7 +205,7 @@ TEST_F(BulkTest, EchoesInOrder) {
   EXPECT_TRUE(log_.Await("destroyed"));
 }
 
-TEST_F(BulkTest, Moves64MegabytesUnharmed) {
+TEST_P(BulkTest, Moves64MegabytesUnharmed) {
   constexpr size_t kSize = 64 << 20;
   auto data = std::make_shared<std::vector<uint8_t>>(kSize);
   uint32_t x = 1;
@@ -213,7 +238,7 @@ TEST_F(BulkTest, Moves64MegabytesUnharmed) {
   EXPECT_EQ(data.use_count(), 1);
 }
 
-TEST_F(BulkTest, ManyStreamsAtOnce) {
+TEST_P(BulkTest, ManyStreamsAtOnce) {
   std::vector<std::thread> threads;
   for (int t = 0; t < 8; ++t) {
     threads.emplace_back([this, t] {
@@ -234,7 +259,7 @@ TEST_F(BulkTest, ManyStreamsAtOnce) {
   EXPECT_TRUE(log_.Await("destroyed", 160));
 }
 
-TEST_F(BulkTest, CancelInMidStreamReachesTheHandler) {
+TEST_P(BulkTest, CancelInMidStreamReachesTheHandler) {
   auto stream = Open("/t.T/Flood");
   grpc::ByteBuffer message;
   ASSERT_TRUE(stream->Read(&message));
@@ -247,7 +272,7 @@ TEST_F(BulkTest, CancelInMidStreamReachesTheHandler) {
   EXPECT_TRUE(log_.Await("destroyed"));
 }
 
-TEST_F(BulkTest, DroppingTheStreamCancelsIt) {
+TEST_P(BulkTest, DroppingTheStreamCancelsIt) {
   {
     auto stream = Open("/t.T/Sum");
     ASSERT_TRUE(stream->Write(Bytes("")));
@@ -255,7 +280,7 @@ TEST_F(BulkTest, DroppingTheStreamCancelsIt) {
   EXPECT_TRUE(log_.Await("cancelled"));
 }
 
-TEST_F(BulkTest, DeadlineEndsAParkedCallOnBothSides) {
+TEST_P(BulkTest, DeadlineEndsAParkedCallOnBothSides) {
   auto stream = Open("/t.T/Park", 0.2);
   stream->WritesDone();
   EXPECT_EQ(stream->Finish().code(), absl::StatusCode::kDeadlineExceeded);
@@ -264,7 +289,7 @@ TEST_F(BulkTest, DeadlineEndsAParkedCallOnBothSides) {
   for (const auto& call : log_.parked) call->Finish(absl::OkStatus());  // ignored
 }
 
-TEST_F(BulkTest, ParkedCallIsFinishedFromAnotherThreadOnce) {
+TEST_P(BulkTest, ParkedCallIsFinishedFromAnotherThreadOnce) {
   auto stream = Open("/t.T/Park");
   stream->WritesDone();
   ASSERT_TRUE(log_.Await("parked"));
@@ -273,7 +298,9 @@ TEST_F(BulkTest, ParkedCallIsFinishedFromAnotherThreadOnce) {
     MutexLock lock(&log_.mu);
     call = log_.parked[0];
   }
-  EXPECT_NE(call->peer().find("127.0.0.1"), std::string::npos);
+  EXPECT_NE(call->peer().find(shared_memory() ? absl::StrCat("pid ", getpid()) : "127.0.0.1"),
+            std::string::npos)
+      << call->peer();
   Mutex mu;
   bool posted = false;
   call->Post([&] {
@@ -299,36 +326,36 @@ TEST_F(BulkTest, ParkedCallIsFinishedFromAnotherThreadOnce) {
   call->Post([] { ADD_FAILURE() << "the call is over"; });
 }
 
-TEST_F(BulkTest, StatusOfTheHandlerArrives) {
+TEST_P(BulkTest, StatusOfTheHandlerArrives) {
   auto stream = Open("/t.T/Sum");
   ASSERT_TRUE(stream->Write(Bytes("\x7f")));
   const absl::Status status = stream->Finish();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
 }
 
-TEST_F(BulkTest, UnknownMethodIsUnimplemented) {
+TEST_P(BulkTest, UnknownMethodIsUnimplemented) {
   auto stream = Open("/t.T/Nothing");
   const absl::Status status = stream->Finish();
   EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
   EXPECT_NE(status.message().find("/t.T/Nothing"), std::string::npos);
 }
 
-TEST_F(BulkTest, OversizeMessagesAreRefusedOnBothSides) {
+TEST_P(BulkTest, OversizeMessagesAreRefusedOnBothSides) {
   // The client's own limit.
   auto stream = Open("/t.T/Sum");
   stream->Write(Bytes(std::string(kMaxFrameBytes + 1, 'x')));
   EXPECT_EQ(stream->Finish().code(), absl::StatusCode::kResourceExhausted);
   // A client without one: the method's limit, and the server's.
-  channel_ = MakeChannel(server_->address(), ChannelUse::kPrediction);
+  const auto channel = MakeChannel(server_->address(), ChannelUse::kPrediction);
   for (const int size : {kMaxFrameBytes + 1, kMaxControlBytes + 1}) {
-    stream = Open("/t.T/Sum");
+    stream = shared_memory() ? Open("/t.T/Sum") : BulkStream::Open(channel, "/t.T/Sum", In(30));
     stream->Write(Bytes(std::string(size, 'x')));
     const absl::Status status = stream->Finish();
     EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
   }
 }
 
-TEST_F(BulkTest, ShutdownEndsParkedCallsAtOnce) {
+TEST_P(BulkTest, ShutdownEndsParkedCallsAtOnce) {
   std::vector<std::unique_ptr<BulkStream>> streams;
   for (int i = 0; i < 10; ++i) {
     streams.push_back(Open("/t.T/Park"));
@@ -354,7 +381,7 @@ TEST_F(BulkTest, ShutdownEndsParkedCallsAtOnce) {
   }
 }
 
-TEST_F(BulkTest, ShutdownCancelsACallWhoseClientDoesNotRead) {
+TEST_P(BulkTest, ShutdownCancelsACallWhoseClientDoesNotRead) {
   auto stream = Open("/t.T/Flood");
   grpc::ByteBuffer message;
   ASSERT_TRUE(stream->Read(&message));
@@ -363,7 +390,7 @@ TEST_F(BulkTest, ShutdownCancelsACallWhoseClientDoesNotRead) {
   EXPECT_EQ(stream->Finish().code(), absl::StatusCode::kUnavailable);
 }
 
-TEST_F(BulkTest, ChannelFindsARestartedServerSoon) {
+TEST_P(BulkTest, ChannelFindsARestartedServerSoon) {
   EXPECT_TRUE(Open("/t.T/Echo")->Finish().ok());
   const std::string address = server_->address();
   server_.reset();
@@ -382,6 +409,81 @@ TEST_F(BulkTest, ChannelFindsARestartedServerSoon) {
   EXPECT_LT(absl::Now() - start, absl::Seconds(5));
   server->reset();
 }
+
+// A link carries one call after another, and the calls of a method share few of them.
+TEST_P(BulkTest, LinksAreUsedAgain) {
+  if (!shared_memory()) GTEST_SKIP() << "gRPC has no links";
+  grpc::ByteBuffer message;
+  for (int i = 0; i < 50; ++i) {
+    auto stream = Open("/t.T/Echo");
+    ASSERT_TRUE(stream->Write(Bytes(absl::StrCat("call ", i))));
+    ASSERT_TRUE(stream->Read(&message));
+    EXPECT_EQ(Text(message), absl::StrCat("call ", i));
+    ASSERT_TRUE(stream->Finish().ok());
+  }
+  EXPECT_EQ(bulk_.shared_memory_connections(), 1);
+  // A call that ended early leaves nothing of itself to the next one.
+  for (int i = 0; i < 20; ++i) {
+    auto refused = Open("/t.T/Sum");
+    while (refused->Write(Bytes("\x7f"))) {
+    }
+    EXPECT_EQ(refused->Finish().code(), absl::StatusCode::kInvalidArgument);
+  }
+  EXPECT_EQ(bulk_.shared_memory_connections(), 2);
+}
+
+// Messages of all lengths around those of frames and slots arrive as they were.
+TEST_P(BulkTest, AnyLengthArrives) {
+  auto stream = Open("/t.T/Echo");
+  grpc::ByteBuffer message;
+  for (const int around :
+       {0, 4096, (512 << 10) + 4096, 1 << 20, 2 * ((512 << 10) + 4096), kMaxFrameBytes}) {
+    for (int size = std::max(0, around - 2); size <= std::min(around + 2, kMaxFrameBytes); ++size) {
+      std::string text(size, 'a');
+      for (int i = 0; i < size; i += 61) text[i] = static_cast<char>('a' + i % 23);
+      ASSERT_TRUE(stream->Write(Bytes(text))) << size;
+      ASSERT_TRUE(stream->Read(&message)) << size;
+      ASSERT_TRUE(Text(message) == text) << size;
+    }
+  }
+  EXPECT_TRUE(stream->Finish().ok());
+}
+
+// Whoever keeps messages does not stop the stream, however many.
+TEST_P(BulkTest, KeptMessagesDoNotStopTheStream) {
+  auto stream = Open("/t.T/Echo");
+  std::vector<grpc::ByteBuffer> kept;
+  for (int i = 0; i < 40; ++i) {
+    const std::string text(600000, 'a' + i % 26);
+    ASSERT_TRUE(stream->Write(Bytes(text)));
+    ASSERT_TRUE(stream->Read(&kept.emplace_back()));
+  }
+  EXPECT_TRUE(stream->Finish().ok());
+  for (int i = 0; i < 40; ++i) EXPECT_EQ(Text(kept[i]), std::string(600000, 'a' + i % 26));
+}
+
+// The server sends no further than a client reads.
+TEST_P(BulkTest, ASlowReaderStopsTheWriter) {
+  auto stream = Open("/t.T/Flood", 60);
+  grpc::ByteBuffer message;
+  ASSERT_TRUE(stream->Read(&message));
+  int64_t before = -1, sent = Flood::written.load();
+  for (const absl::Time end = In(20); sent != before && absl::Now() < end;) {
+    before = sent;
+    absl::SleepFor(absl::Milliseconds(50));
+    sent = Flood::written.load();
+  }
+  EXPECT_EQ(sent, before);
+  if (shared_memory()) {
+    EXPECT_LE(sent, 8);  // 7 slots of half a message
+  }
+  stream->Cancel();
+}
+
+INSTANTIATE_TEST_SUITE_P(Paths, BulkTest, testing::Values(Path::kGrpc, Path::kSharedMemory),
+                         [](const testing::TestParamInfo<Path>& info) {
+                           return info.param == Path::kGrpc ? "Grpc" : "SharedMemory";
+                         });
 
 TEST(RpcServerTest, PortInUseNamesTheAddress) {
   auto first = RpcServer::Start({});

@@ -120,9 +120,9 @@ size_t ShmLink::MappedBytes(const Geometry& geometry) {
 absl::Status ShmLink::CheckGeometry(const Geometry& geometry) {
   if (geometry.slots < 3 || geometry.slots > kQueueEntries || geometry.slot_bytes < kPage ||
       geometry.slot_bytes > (4u << 20) || geometry.slot_bytes % kPage != 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "shared memory of ", geometry.slots, " slots of ", geometry.slot_bytes,
-        " bytes; 3 to 16 slots of whole pages up to 4 MiB are possible"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("shared memory of ", geometry.slots, " slots of ", geometry.slot_bytes,
+                     " bytes; 3 to 16 slots of whole pages up to 4 MiB are possible"));
   }
   return absl::OkStatus();
 }
@@ -149,8 +149,8 @@ absl::Status ShmLink::CheckPeer() {
   }
   peer_pid_ = peer.pid;
   if (peer.uid != geteuid()) {
-    return absl::PermissionDeniedError(absl::StrCat("shared memory with user ", peer.uid,
-                                                    "; only with our own, ", geteuid()));
+    return absl::PermissionDeniedError(
+        absl::StrCat("shared memory with user ", peer.uid, "; only with our own, ", geteuid()));
   }
   return absl::OkStatus();
 }
@@ -286,8 +286,7 @@ void ShmLink::RefillFree() {
   const uint32_t written = empty.written.load(std::memory_order_acquire);
   if (written - returned_ > geometry_.slots) return Break("more slots came back than there are");
   while (returned_ != written) {
-    const uint64_t slot =
-        empty.entries[returned_ % kQueueEntries].load(std::memory_order_relaxed);
+    const uint64_t slot = empty.entries[returned_ % kQueueEntries].load(std::memory_order_relaxed);
     ++returned_;
     if (slot >= geometry_.slots || !out_[slot]) return Break("a slot came back that was not out");
     out_[slot] = false;
@@ -319,7 +318,8 @@ void ShmLink::Send(const Slot& slot, Kind kind, uint32_t offset, uint32_t bytes)
 }
 
 bool ShmLink::HasFrame() const {
-  return !broken_ && control_->filled[server_ ? 0 : 1].written.load(std::memory_order_seq_cst) != taken_;
+  return !broken_ &&
+         control_->filled[server_ ? 0 : 1].written.load(std::memory_order_seq_cst) != taken_;
 }
 
 bool ShmLink::Take(Frame* frame) {
@@ -414,8 +414,7 @@ ShmLink::Wake ShmLink::Wait(absl::Time deadline, absl::FunctionRef<bool()> ready
   static const bool spins = std::thread::hardware_concurrency() > 1;
   if (ready()) return Wake::kReady;
   if (spins) {
-    const auto until =
-        std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(kSpin);
+    const auto until = std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(kSpin);
     do {
       for (int i = 0; i < 8; ++i) {
         Relax();
@@ -456,8 +455,8 @@ bool ShmLink::Alive() const {
 
 absl::StatusOr<std::unique_ptr<ShmListener>> ShmListener::Create() {
   std::random_device random;
-  const std::string name = absl::StrFormat("codistill-%08x%08x%08x%08x", random(), random(),
-                                           random(), random());
+  const std::string name =
+      absl::StrFormat("codistill-%08x%08x%08x%08x", random(), random(), random(), random());
   OwnedFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (socket.get() < 0) return SystemError("socket");
   socklen_t size = 0;

@@ -17,14 +17,14 @@
 namespace codistill {
 
 // One end of a connection between two processes of one host and one user: slots of memory that both
-// have mapped, and a Unix socket. A frame is copied once into a slot by its sender and read there by
-// its receiver, who gives the slot back when done.
+// have mapped, and a Unix socket. A frame is copied once into a slot by its sender and read there
+// by its receiver, who gives the slot back when done.
 //
 // Each direction has its own slots and two queues of slot numbers with one writer and one reader
 // each: filled ones go forth, empty ones come back, in any order. A slow reader therefore stops the
-// writer after so many slots, and nothing else grows. Who finds nothing to do spins for some tens of
-// microseconds and then sleeps in poll() on the socket, through which the other rings; the kernel
-// closes the socket when a process dies, so that its death is seen at once.
+// writer after so many slots, and nothing else grows. Who finds nothing to do spins for some tens
+// of microseconds and then sleeps in poll() on the socket, through which the other rings; the
+// kernel closes the socket when a process dies, so that its death is seen at once.
 //
 // The other process is not trusted. Every word it writes is read once, and checked against bounds
 // and against what this end itself has recorded about its slots; a violation breaks the connection.
@@ -38,7 +38,7 @@ class ShmLink {
   // Both directions together: 7.1 MiB. Half of a bulk frame is a slot, so that the reader begins
   // while the writer is at the second half; more slots do not stay in a core's caches.
   struct Geometry {
-    uint32_t slots = 7;                         // in each direction; 3..16
+    uint32_t slots = 7;                        // in each direction; 3..16
     uint32_t slot_bytes = (512 << 10) + 4096;  // 4 KiB..4 MiB, in pages
   };
 

@@ -251,7 +251,8 @@ class ShmServer::Connection {
     if (!TakeIn(&worked)) return false;
     // Who always has work never waits, and so never hears of these.
     if (worked) return !cut_.load() && absl::Now() < deadline_;
-    switch (link_->Wait(deadline_, [this] { return CanWork(); }, waker_->fd())) {
+    switch (link_->Wait(
+        deadline_, [this] { return CanWork(); }, waker_->fd())) {
       case ShmLink::Wake::kReady:
         return true;
       case ShmLink::Wake::kHangUp:
@@ -275,8 +276,8 @@ class ShmServer::Connection {
       return frame.kind != ShmLink::Kind::kCallEnd;
     }
     LocalCallStart start;
-    const bool parsed = start.ParseFromString(
-        std::string(reinterpret_cast<const char*>(frame.data), frame.bytes));
+    const bool parsed =
+        start.ParseFromString(std::string(reinterpret_cast<const char*>(frame.data), frame.bytes));
     link_->Release(frame.slot);
     if (!parsed) return false;
     ++call_number_;
