@@ -13,6 +13,7 @@
 #include "common/base/status.h"
 #include "common/config/job.h"
 #include "common/config/shard_map.h"
+#include "common/rpc/bulk_channel.h"
 #include "glog/logging.h"
 #include "server/drain_times.h"
 
@@ -86,6 +87,9 @@ absl::Status ParameterServer::Init() {
   CODISTILL_ASSIGN_OR_RETURN(shard_, ModelShard::Create(std::move(shard)));
   transfer_ = std::make_unique<TransferService>(shard_.get(), group_);
   transfer_->RegisterMethods(&bulk_);
+  if (SharedMemoryAllowed() && job.transport().shared_memory() != TransportConfig::OFF) {
+    bulk_.ServeSharedMemory();
+  }
   shard_service_ = std::make_unique<ShardService>(shard_.get(), group_);
 
   if (options_.shard == 0) {
@@ -266,6 +270,9 @@ void ParameterServer::RegisterMetrics() {
     return static_cast<double>(shard->counters().staged_pushes) *
            static_cast<double>(shard->store().values_bytes());
   });
+  show("codistill_server_shared_memory_connections",
+       "Connections of processes of this host through shared memory.",
+       [this] { return static_cast<double>(bulk_.shared_memory_connections()); });
   show("codistill_server_parked_calls", "Pushes and pulls that wait.",
        [shard] { return static_cast<double>(shard->counters().parked_calls); });
   show("codistill_server_weights_bytes", "Weights and buffers of this shard.",

@@ -188,7 +188,8 @@ class FakeShards::PushHandler : public BulkHandler {
   bool answered_ = false;
 };
 
-FakeShards::FakeShards(const ShardMap& map) : layout_(*ShardLayout::Create(map)) {
+FakeShards::FakeShards(const ShardMap& map, bool shared_memory)
+    : layout_(*ShardLayout::Create(map)) {
   pushes_.resize(map.num_shards());
   for (int shard = 0; shard < map.num_shards(); ++shard) {
     auto server = std::make_unique<Server>();
@@ -198,6 +199,7 @@ FakeShards::FakeShards(const ShardMap& map) : layout_(*ShardLayout::Create(map))
     server->bulk.RegisterMethod("/codistill.TensorTransfer/Push", [this, shard] {
       return std::make_unique<PushHandler>(this, shard);
     });
+    if (shared_memory) server->bulk.ServeSharedMemory();
     RpcServer::Options options;
     options.bulk = &server->bulk;
     auto rpc = RpcServer::Start(options);

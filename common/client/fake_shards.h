@@ -21,7 +21,7 @@ namespace codistill {
 // plain protobuf. Thread-safe.
 class FakeShards {
  public:
-  explicit FakeShards(const ShardMap& map);
+  explicit FakeShards(const ShardMap& map, bool shared_memory = false);
   ~FakeShards();
 
   const std::vector<std::string>& addresses() const { return addresses_; }

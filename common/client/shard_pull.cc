@@ -116,11 +116,11 @@ class PullReader {
 
 }  // namespace
 
-absl::StatusOr<ShardPullResult> PullShard(const std::shared_ptr<grpc::Channel>& channel,
-                                          const PullRequest& request, const ShardLayout& layout,
-                                          int shard, absl::Span<const TensorView> tensors,
-                                          absl::Time deadline, CallGroup* group) {
-  const std::unique_ptr<BulkStream> stream = BulkStream::Open(channel, kPullMethod, deadline);
+absl::StatusOr<ShardPullResult> PullShard(BulkChannel* channel, const PullRequest& request,
+                                          const ShardLayout& layout, int shard,
+                                          absl::Span<const TensorView> tensors, absl::Time deadline,
+                                          CallGroup* group) {
+  const std::unique_ptr<BulkStream> stream = channel->Open(kPullMethod, deadline);
   CallGroup::Member member(group, stream.get());
   stream->Write(EncodeWithPayload(request, TensorFrame::kPayloadFieldNumber, {}));
   stream->WritesDone();

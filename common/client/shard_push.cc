@@ -20,7 +20,7 @@ constexpr char kPushMethod[] = "/codistill.TensorTransfer/Push";
 
 }  // namespace
 
-ShardPush::ShardPush(std::shared_ptr<grpc::Channel> channel, PushBegin begin, absl::Time deadline,
+ShardPush::ShardPush(std::shared_ptr<BulkChannel> channel, PushBegin begin, absl::Time deadline,
                      int shard, std::string label, CallGroup* group, PushVerdict* verdict)
     : deadline_(deadline),
       shard_(shard),
@@ -62,10 +62,10 @@ absl::StatusOr<PushReply> ShardPush::Wait() {
   return reply_;
 }
 
-void ShardPush::Run(std::shared_ptr<grpc::Channel> channel, const PushBegin& begin) {
+void ShardPush::Run(std::shared_ptr<BulkChannel> channel, const PushBegin& begin) {
   absl::Status status;
   {
-    const std::unique_ptr<BulkStream> stream = BulkStream::Open(channel, kPushMethod, deadline_);
+    const std::unique_ptr<BulkStream> stream = channel->Open(kPushMethod, deadline_);
     CallGroup::Member member(group_, stream.get());
     status = Send(stream.get(), begin);
   }

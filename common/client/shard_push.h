@@ -14,7 +14,7 @@
 #include "common/base/mutex.h"
 #include "common/client/call_group.h"
 #include "common/client/push_verdict.h"
-#include "grpcpp/channel.h"
+#include "common/rpc/bulk_channel.h"
 #include "proto/parameter_server.pb.h"
 
 namespace codistill {
@@ -35,7 +35,7 @@ class ShardPush {
     std::shared_ptr<const void> owner;
   };
 
-  ShardPush(std::shared_ptr<grpc::Channel> channel, PushBegin begin, absl::Time deadline, int shard,
+  ShardPush(std::shared_ptr<BulkChannel> channel, PushBegin begin, absl::Time deadline, int shard,
             std::string label, CallGroup* group, PushVerdict* verdict);
   // Cancels the stream if it has not ended.
   ~ShardPush();
@@ -52,7 +52,7 @@ class ShardPush {
   uint64_t bytes() const { return bytes_.load(std::memory_order_relaxed); }
 
  private:
-  void Run(std::shared_ptr<grpc::Channel> channel, const PushBegin& begin);
+  void Run(std::shared_ptr<BulkChannel> channel, const PushBegin& begin);
   absl::Status Send(BulkStream* stream, const PushBegin& begin);
   absl::Status ReadReply(BulkStream* stream);
   bool Write(BulkStream* stream, const FrameHeader& header, const Part* part);

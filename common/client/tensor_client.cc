@@ -12,7 +12,7 @@
 #include "common/client/shard_layout.h"
 #include "common/client/shard_pull.h"
 #include "common/client/shard_push.h"
-#include "common/rpc/channel.h"
+#include "common/rpc/bulk_channel.h"
 #include "common/rpc/frame.h"
 #include "glog/logging.h"
 
@@ -24,7 +24,7 @@ struct Shards {
   GroupRef group;
   ShardLayout layout;
   std::vector<std::string> addresses;
-  std::vector<std::shared_ptr<grpc::Channel>> channels;
+  std::vector<std::shared_ptr<BulkChannel>> channels;
 
   std::string Label(int shard) const {
     return absl::StrCat("shard ", shard, " (", addresses[shard], ")");
@@ -146,6 +146,16 @@ class TensorClientImpl final : public TensorClient {
     if (pulling_ != nullptr) pulling_->Fail(absl::CancelledError("pull cancelled"));
   }
 
+  StreamCounts stream_counts() const override {
+    StreamCounts counts;
+    for (const auto& channel : shards_->channels) {
+      const BulkChannel::Counts one = channel->counts();
+      counts.shared_memory += one.shared_memory;
+      counts.grpc += one.grpc;
+    }
+    return counts;
+  }
+
   std::unique_ptr<PushStream> StartPush(const PushHeader& header, absl::Time deadline) override {
     return std::make_unique<PushStreamImpl>(shards_, header, deadline);
   }
@@ -230,8 +240,8 @@ absl::StatusOr<TensorClient::PullResult> TensorClientImpl::Pull(
   SetPulling(&group);
   std::vector<ShardPullResult> results(num_shards);
   auto pull = [&](int shard) {
-    auto result = PullShard(shards_->channels[shard], request, shards_->layout, shard, tensors,
-                            deadline, &group);
+    auto result = PullShard(shards_->channels[shard].get(), request, shards_->layout, shard,
+                            tensors, deadline, &group);
     absl::Status status = result.status();
     if (status.ok()) status = CheckVersion(source, generation, step, result->version);
     if (status.ok()) results[shard] = *std::move(result);
@@ -267,8 +277,10 @@ absl::StatusOr<std::unique_ptr<TensorClient>> TensorClient::Create(Options optio
                                                    options.shard_addresses.size(), " addresses"));
   }
   shards->group = std::move(options.group);
+  BulkChannel::Options channel;
+  channel.shared_memory = options.shared_memory;
   for (const std::string& address : options.shard_addresses) {
-    shards->channels.push_back(MakeChannel(address, ChannelUse::kBulk));
+    shards->channels.push_back(BulkChannel::Create(address, channel));
   }
   shards->addresses = std::move(options.shard_addresses);
   return std::make_unique<TensorClientImpl>(std::move(shards));

@@ -49,6 +49,8 @@ class TensorClient {
     GroupRef group;
     ShardMap shard_map;
     std::vector<std::string> shard_addresses;  // by shard index
+    // Through shared memory to shards on this host that allow it (common/rpc/bulk_channel.h).
+    bool shared_memory = true;
   };
   virtual ~TensorClient() = default;
   // INVALID_ARGUMENT if addresses and map disagree in number.
@@ -67,6 +69,13 @@ class TensorClient {
                                           absl::Time deadline) = 0;
   // Ends a Pull in progress, if there is one, with CANCELLED. From any thread.
   virtual void CancelPull() {}
+
+  // Streams opened so far, by what carries them; one for each shard of a pull or push.
+  struct StreamCounts {
+    int64_t shared_memory = 0;
+    int64_t grpc = 0;
+  };
+  virtual StreamCounts stream_counts() const { return {}; }
 
   struct PushHeader {
     uint64_t generation = 0;

@@ -48,9 +48,10 @@ std::vector<float> Ramp(size_t n, float first) {
   return values;
 }
 
-class TensorClientTest : public testing::Test {
+// Everything is tested through gRPC (false) and through shared memory (true).
+class TensorClientTest : public testing::TestWithParam<bool> {
  protected:
-  TensorClientTest() : map_(*BuildShardMap(List(), kShards)), shards_(map_) {
+  TensorClientTest() : map_(*BuildShardMap(List(), kShards)), shards_(map_, GetParam()) {
     big_ = Ramp(1000000, 1);
     small_ = Ramp(7, -3);
     const int64_t count = 42;
@@ -62,6 +63,15 @@ class TensorClientTest : public testing::Test {
     client_ = *std::move(client);
     big_view_.resize(big_.size());
     small_view_.resize(small_.size());
+  }
+
+  void TearDown() override {
+    const TensorClient::StreamCounts counts = client_->stream_counts();
+    if (!GetParam()) {
+      EXPECT_EQ(counts.shared_memory, 0);
+    } else if (!some_shard_is_away_) {
+      EXPECT_EQ(counts.grpc, 0);
+    }
   }
 
   static GroupRef Ref() {
@@ -102,6 +112,7 @@ class TensorClientTest : public testing::Test {
     return client_->StartPush(header, deadline);
   }
 
+  bool some_shard_is_away_ = false;
   const ShardMap map_;
   FakeShards shards_;
   std::unique_ptr<TensorClient> client_;
@@ -109,7 +120,7 @@ class TensorClientTest : public testing::Test {
   int64_t count_view_ = 0;
 };
 
-TEST_F(TensorClientTest, PullsEveryTensorFromAllShards) {
+TEST_P(TensorClientTest, PullsEveryTensorFromAllShards) {
   for (const auto source : {TensorClient::Source::kCut, TensorClient::Source::kStep,
                             TensorClient::Source::kAtLeastStep}) {
     std::fill(big_view_.begin(), big_view_.end(), -1.0f);
@@ -127,7 +138,7 @@ TEST_F(TensorClientTest, PullsEveryTensorFromAllShards) {
   }
 }
 
-TEST_F(TensorClientTest, PullKeepsTheCodeAndNamesTheShard) {
+TEST_P(TensorClientTest, PullKeepsTheCodeAndNamesTheShard) {
   const auto result = Pull(2, 11);
   EXPECT_TRUE(absl::IsAborted(result.status())) << result.status();
   EXPECT_THAT(std::string(result.status().message()), HasSubstr("no cut 2.11"));
@@ -140,7 +151,7 @@ TEST_F(TensorClientTest, PullKeepsTheCodeAndNamesTheShard) {
   EXPECT_TRUE(Pull().ok());
 }
 
-TEST_F(TensorClientTest, PullTellsTheRealErrorNotTheCancellationsItCaused) {
+TEST_P(TensorClientTest, PullTellsTheRealErrorNotTheCancellationsItCaused) {
   shards_.set_pull_filter([](int shard, int, TensorFrame* frame) {
     if (shard == 1 && frame->header().has_pull_end()) {
       frame->mutable_header()->mutable_pull_end()->set_bytes(1);
@@ -150,7 +161,7 @@ TEST_F(TensorClientTest, PullTellsTheRealErrorNotTheCancellationsItCaused) {
   EXPECT_THAT(PullError(), testing::StartsWith("shard 1 ("));
 }
 
-TEST_F(TensorClientTest, PullRefusesAStreamThatIsNotTheShardsPieces) {
+TEST_P(TensorClientTest, PullRefusesAStreamThatIsNotTheShardsPieces) {
   auto change_chunk = [&](std::function<void(TensorChunk*, TensorFrame*)> change) {
     shards_.set_pull_filter([change](int shard, int index, TensorFrame* frame) {
       if (shard == 0 && index == 2) change(frame->mutable_header()->mutable_chunk(), frame);
@@ -192,7 +203,7 @@ TEST_F(TensorClientTest, PullRefusesAStreamThatIsNotTheShardsPieces) {
   EXPECT_TRUE(Pull().ok());
 }
 
-TEST_F(TensorClientTest, PullRefusesAnotherVersionThanAskedFor) {
+TEST_P(TensorClientTest, PullRefusesAnotherVersionThanAskedFor) {
   shards_.set_pull_filter([](int, int, TensorFrame* frame) {
     if (frame->header().has_pull_begin()) {
       frame->mutable_header()->mutable_pull_begin()->mutable_version()->set_step(9);
@@ -209,7 +220,7 @@ TEST_F(TensorClientTest, PullRefusesAnotherVersionThanAskedFor) {
   EXPECT_TRUE(absl::IsAborted(Pull().status()));
 }
 
-TEST_F(TensorClientTest, PullChecksTheViews) {
+TEST_P(TensorClientTest, PullChecksTheViews) {
   std::vector<TensorView> views = Views();
   views[kSmall].shape = {6};
   auto result = client_->Pull(TensorClient::Source::kCut, 2, 10, views, Soon());
@@ -226,7 +237,7 @@ TEST_F(TensorClientTest, PullChecksTheViews) {
   EXPECT_EQ(shards_.pulls(), 0);
 }
 
-TEST_F(TensorClientTest, PullEndsAtItsDeadlineAndWhenCancelled) {
+TEST_P(TensorClientTest, PullEndsAtItsDeadlineAndWhenCancelled) {
   shards_.set_hang(true);
   EXPECT_TRUE(absl::IsDeadlineExceeded(
       client_
@@ -241,7 +252,7 @@ TEST_F(TensorClientTest, PullEndsAtItsDeadlineAndWhenCancelled) {
   EXPECT_TRUE(absl::IsCancelled(status)) << status;
 }
 
-TEST_F(TensorClientTest, AddressesMustMatchTheMap) {
+TEST_P(TensorClientTest, AddressesMustMatchTheMap) {
   EXPECT_TRUE(absl::IsInvalidArgument(TensorClient::Create({Ref(), map_, {"a:1"}}).status()));
 }
 
@@ -266,7 +277,7 @@ std::vector<float> Gather(const FakeShards& shards, int tensor, size_t elements)
   return values;
 }
 
-TEST_F(TensorClientTest, PushesGradientsBuffersAndState) {
+TEST_P(TensorClientTest, PushesGradientsBuffersAndState) {
   auto push = StartPush();
   const auto big = std::make_shared<std::vector<float>>(Ramp(1000000, 0.25f));
   const auto small = std::make_shared<std::vector<float>>(Ramp(7, 5));
@@ -318,7 +329,7 @@ TEST_F(TensorClientTest, PushesGradientsBuffersAndState) {
   EXPECT_NEAR(squared_norm / want, 1, 1e-12);
 }
 
-TEST_F(TensorClientTest, PushSaysWhichTensorIsNotFinite) {
+TEST_P(TensorClientTest, PushSaysWhichTensorIsNotFinite) {
   auto push = StartPush();
   const auto big = std::make_shared<std::vector<float>>(Ramp(1000000, 0.25f));
   const auto small = std::make_shared<std::vector<float>>(Ramp(7, 5));
@@ -334,7 +345,7 @@ TEST_F(TensorClientTest, PushSaysWhichTensorIsNotFinite) {
   }
 }
 
-TEST_F(TensorClientTest, PushTellsTheDecision) {
+TEST_P(TensorClientTest, PushTellsTheDecision) {
   shards_.set_on_push_frame([](int, const TensorFrame& frame, const FakeShards::Push&) {
     if (!frame.header().has_end()) return std::unique_ptr<FakeShards::Answer>();
     auto answer = std::make_unique<FakeShards::Answer>();
@@ -351,7 +362,7 @@ TEST_F(TensorClientTest, PushTellsTheDecision) {
   EXPECT_EQ(result->message, "tensor small is not finite");
 }
 
-TEST_F(TensorClientTest, PushTakesAnAnswerThatComesBeforeItsEnd) {
+TEST_P(TensorClientTest, PushTakesAnAnswerThatComesBeforeItsEnd) {
   shards_.set_on_push_frame([](int, const TensorFrame&, const FakeShards::Push&) {
     auto answer = std::make_unique<FakeShards::Answer>();
     answer->reply.set_outcome(DROPPED_LATE);
@@ -365,7 +376,7 @@ TEST_F(TensorClientTest, PushTakesAnAnswerThatComesBeforeItsEnd) {
   EXPECT_EQ(result->outcome, DROPPED_LATE);
 }
 
-TEST_F(TensorClientTest, PushFailsWithTheFirstShardsErrorAndCancelsTheOthers) {
+TEST_P(TensorClientTest, PushFailsWithTheFirstShardsErrorAndCancelsTheOthers) {
   // Only shard 2 answers; the others would wait for ever.
   shards_.set_on_push_frame([](int shard, const TensorFrame& frame, const FakeShards::Push&) {
     if (shard != 2 || !frame.header().has_end()) return std::unique_ptr<FakeShards::Answer>();
@@ -382,9 +393,10 @@ TEST_F(TensorClientTest, PushFailsWithTheFirstShardsErrorAndCancelsTheOthers) {
   while (shards_.cancelled_pushes() < 2) absl::SleepFor(absl::Milliseconds(1));
 }
 
-TEST_F(TensorClientTest, PushToADeadShardFails) {
+TEST_P(TensorClientTest, PushToADeadShardFails) {
   auto addresses = shards_.addresses();
   addresses[1] = "127.0.0.1:1";
+  some_shard_is_away_ = true;
   client_ = *TensorClient::Create({Ref(), map_, addresses});
   auto push = StartPush();
   push->AddGradient(kBig, big_.data(), nullptr);
@@ -393,7 +405,7 @@ TEST_F(TensorClientTest, PushToADeadShardFails) {
   EXPECT_THAT(std::string(result.status().message()), HasSubstr("shard 1 (127.0.0.1:1)"));
 }
 
-TEST_F(TensorClientTest, UnansweredPushEndsAtItsDeadline) {
+TEST_P(TensorClientTest, UnansweredPushEndsAtItsDeadline) {
   shards_.set_on_push_frame([](int, const TensorFrame&, const FakeShards::Push&) {
     return std::unique_ptr<FakeShards::Answer>();
   });
@@ -402,7 +414,7 @@ TEST_F(TensorClientTest, UnansweredPushEndsAtItsDeadline) {
   EXPECT_TRUE(absl::IsDeadlineExceeded(push->Finish(PushEnd()).status()));
 }
 
-TEST_F(TensorClientTest, UnansweredPushEndsWhenCancelled) {
+TEST_P(TensorClientTest, UnansweredPushEndsWhenCancelled) {
   shards_.set_on_push_frame([](int, const TensorFrame&, const FakeShards::Push&) {
     return std::unique_ptr<FakeShards::Answer>();
   });
@@ -415,7 +427,7 @@ TEST_F(TensorClientTest, UnansweredPushEndsWhenCancelled) {
   EXPECT_TRUE(absl::IsCancelled(status)) << status;
 }
 
-TEST_F(TensorClientTest, AbandonedPushIsCancelledAndLetsGoOfItsMemory) {
+TEST_P(TensorClientTest, AbandonedPushIsCancelledAndLetsGoOfItsMemory) {
   const auto gradient = std::make_shared<std::vector<float>>(Ramp(1000000, 1));
   {
     auto push = StartPush();
@@ -429,6 +441,23 @@ TEST_F(TensorClientTest, AbandonedPushIsCancelledAndLetsGoOfItsMemory) {
   EXPECT_EQ(gradient.use_count(), 1);
   for (int shard = 0; shard < kShards; ++shard) EXPECT_TRUE(shards_.pushes(shard).empty());
 }
+
+TEST_P(TensorClientTest, ThePathIsChosenByItselfAndCanBeRefused) {
+  ASSERT_TRUE(Pull().ok());
+  EXPECT_EQ(GetParam() ? client_->stream_counts().shared_memory : client_->stream_counts().grpc,
+            kShards);
+  TensorClient::Options options{Ref(), map_, shards_.addresses()};
+  options.shared_memory = false;
+  const auto refusing = *TensorClient::Create(options);
+  ASSERT_TRUE(refusing->Pull(TensorClient::Source::kCut, 2, 10, Views(), Soon()).ok());
+  EXPECT_EQ(refusing->stream_counts().shared_memory, 0);
+  EXPECT_EQ(refusing->stream_counts().grpc, kShards);
+}
+
+INSTANTIATE_TEST_SUITE_P(Paths, TensorClientTest, testing::Bool(),
+                         [](const testing::TestParamInfo<bool>& info) {
+                           return info.param ? "SharedMemory" : "Grpc";
+                         });
 
 }  // namespace
 }  // namespace codistill

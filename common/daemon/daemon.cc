@@ -25,6 +25,7 @@
 #include "common/daemon/process.h"
 #include "common/daemon/version.h"
 #include "common/http/status_server.h"
+#include "common/rpc/bulk_channel.h"
 #include "common/rpc/server.h"
 #include "glog/logging.h"
 #include "nlohmann/json.hpp"
@@ -288,6 +289,7 @@ std::vector<std::string> InitDaemon(int argc, char** argv, const std::string& us
   if (!logging.log_dir.empty()) FLAGS_log_dir = logging.log_dir;
   if (!google::IsGoogleLoggingInitialized()) google::InitGoogleLogging(argv[0]);
 
+  AllowSharedMemory(absl::GetFlag(FLAGS_shared_memory));
   if (absl::GetFlag(FLAGS_allow_fault_injection)) {
     // Before the first channel is made: those made earlier would know no faults.
     const absl::Status faults = internal::EnableFaults(absl::GetFlag(FLAGS_fault_plan));

@@ -18,6 +18,9 @@ ABSL_FLAG(
 ABSL_FLAG(bool, insecure_listen, false,
           "Allow listening on addresses other than loopback's. Whoever reaches them can use this "
           "daemon: there is neither encryption nor authentication.");
+ABSL_FLAG(bool, shared_memory, true,
+          "Move tensors through shared memory to and from processes of this host and user that "
+          "allow it; --noshared_memory: always through gRPC.");
 ABSL_FLAG(double, drain_timeout_s, 20,
           "Seconds a drain may take before the daemon gives up and exits with an error.");
 
