@@ -24,10 +24,6 @@ constexpr absl::Duration kAsyncLastStep = absl::Seconds(2);
 
 absl::StatusOr<std::unique_ptr<GroupLeader>> GroupLeader::Create(Options options) {
   const TrainingConfig& training = options.job.training();
-  if (training.update_mode() == TrainingConfig::BOUNDED_STALENESS) {
-    return absl::UnimplementedError(
-        "training.update_mode: BOUNDED_STALENESS is not served yet; use SYNC or ASYNC");
-  }
   if (training.membership() == TrainingConfig::ELASTIC) {
     return absl::UnimplementedError("training.membership: ELASTIC is not served yet; use FIXED");
   }
@@ -55,12 +51,17 @@ GroupLeader::GroupLeader(Options options)
       num_shards_(options_.map.num_shards()),
       num_workers_(job_.groups(options_.group).num_workers()),
       stop_steps_(job_.stop().steps()),
+      max_staleness_(job_.training().update_mode() == TrainingConfig::BOUNDED_STALENESS
+                         ? job_.training().max_staleness()
+                         : -1),
       rejoin_timeout_(absl::Seconds(job_.training().rejoin_timeout_s())),
       directory_path_(CheckpointDirectory(job_, options_.group)),
       shard_addresses_(num_shards_),
       shards_(num_shards_),
       membership_(job_.groups(options_.group).name(), num_workers_),
-      history_(job_.training().log_every_steps()) {}
+      history_(job_.training().log_every_steps()),
+      clocks_(num_workers_, num_shards_),
+      ledger_(num_workers_, num_shards_) {}
 
 GroupLeader::~GroupLeader() { Stop(); }
 
@@ -183,6 +184,21 @@ void GroupLeader::FillHistory(GetHistoryReply* reply) const {
   reply->set_training_seconds(TrainingSeconds(last_commit_));
   reply->set_examples(examples_);
   reply->set_restores(restores_);
+  if (!sync_) FillAsync(reply->mutable_async());
+}
+
+void GroupLeader::FillAsync(AsyncCounters* counters) const {
+  ledger_.Fill(counters);
+  counters->set_lost_updates(async_totals_.lost_updates());
+  counters->set_shard_reloads(async_totals_.shard_reloads());
+  counters->set_max_ahead(async_totals_.max_ahead());
+}
+
+AsyncCounters GroupLeader::async_counters() const {
+  AsyncCounters counters;
+  MutexLock lock(&mu_);
+  if (!sync_) FillAsync(&counters);
+  return counters;
 }
 
 GetHistoryReply GroupLeader::GetHistory() const {
@@ -229,6 +245,11 @@ void GroupLeader::FillStatus(DaemonStatus* status) const {
     if (sync_ && !collectors_.empty() && collectors_.begin()->first == step_ + 1 && !commit_) {
       absl::StrAppend(&detail, ", waiting for the pushes of ranks ",
                       absl::StrJoin(collectors_.begin()->second.Missing(), ", "));
+    }
+    if (max_staleness_ >= 0 && !parked_.empty() && clocks_.SlowestRank() >= 0) {
+      absl::StrAppend(&detail, ", ", parked_.size(), " workers wait for rank ",
+                      clocks_.SlowestRank(), ", which has finished ", clocks_.Slowest(),
+                      " steps of its own (max_staleness ", max_staleness_, ")");
     }
   }
   status->set_detail(detail);
@@ -297,9 +318,11 @@ void GroupLeader::TickMissing(absl::Time now) {
   const auto silence = [&](int32_t rank) {
     return now - std::max(membership_.last_heard(rank), ready_since_);
   };
-  // ASYNC goes on without a rank; it fails when none is left.
-  if (!sync_ && std::any_of(awaited.begin(), awaited.end(),
-                            [&](int32_t rank) { return silence(rank) <= rejoin_timeout_; })) {
+  // ASYNC goes on without a rank; it fails when none is left. With a bound on staleness the others
+  // come to wait for it, as in SYNC.
+  if (!sync_ && max_staleness_ < 0 &&
+      std::any_of(awaited.begin(), awaited.end(),
+                  [&](int32_t rank) { return silence(rank) <= rejoin_timeout_; })) {
     return;
   }
   for (int32_t rank : awaited) {

@@ -22,8 +22,10 @@
 #include "proto/parameter_server.pb.h"
 #include "server/history.h"
 #include "server/membership.h"
+#include "server/push_ledger.h"
 #include "server/shard_link.h"
 #include "server/step_collector.h"
+#include "server/worker_clocks.h"
 
 namespace codistill {
 
@@ -108,6 +110,7 @@ class GroupLeader {
     int64_t rejected = 0;  // pushes
   };
   Counters counters() const;
+  AsyncCounters async_counters() const;  // zeros in SYNC
 
  private:
   enum class Stage {
@@ -127,7 +130,8 @@ class GroupLeader {
     absl::Time last_probe = absl::InfinitePast();
     absl::Time last_answer = absl::InfinitePast();
     absl::Time retry_restore = absl::InfinitePast();
-    int64_t step = 0;  // ASYNC: its own count
+    int64_t step = 0;          // ASYNC: its own count
+    uint64_t incarnation = 0;  // RestoreRequest.shard_incarnation
   };
   struct ParkedAssignments {
     GetAssignmentsRequest request;
@@ -189,6 +193,7 @@ class GroupLeader {
   absl::Status CheckServing(uint64_t generation) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void FillState(bool with_map, GroupState* state) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void FillHistory(GetHistoryReply* reply) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void FillAsync(AsyncCounters* counters) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   double TrainingSeconds(absl::Time now) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void TickMissing(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void TickDrain(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -203,6 +208,11 @@ class GroupLeader {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void AssignAsync(const GetAssignmentsRequest& request, GetAssignmentsReply* reply)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // ASYNC: a worker has registered.
+  void NoteRegistrant(const RegisterRequest& request, bool another)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // ASYNC: a rank's steps up to `step` are over, its worker says.
+  void NoteOver(int32_t rank, int64_t step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WakeAssignments() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void FailAssignments(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void ExpireAssignments(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -247,6 +257,7 @@ class GroupLeader {
   Opening ReadOpening(uint64_t at_least, const std::vector<Version>& except);
   absl::Status CheckManifest(const CheckpointManifest& manifest) const;
   void OnOpened(uint64_t epoch, Opening opening) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  uint64_t NextIncarnation(uint64_t before) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void TickRestore(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void OnRestoreReply(uint64_t epoch, int shard, const absl::StatusOr<RestoreReply>& reply)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -258,6 +269,7 @@ class GroupLeader {
   const int num_shards_;
   const int num_workers_;
   const int64_t stop_steps_;
+  const int64_t max_staleness_;  // BOUNDED_STALENESS; negative: no bound
   const absl::Duration rejoin_timeout_;
   const std::string directory_path_;  // empty: no checkpoints
 
@@ -304,6 +316,9 @@ class GroupLeader {
   uint64_t base_example_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t async_cursor_ ABSL_GUARDED_BY(mu_) = 0;
   std::map<int32_t, AsyncRank> async_ranks_ ABSL_GUARDED_BY(mu_);
+  WorkerClocks clocks_ ABSL_GUARDED_BY(mu_);
+  PushLedger ledger_ ABSL_GUARDED_BY(mu_);
+  AsyncCounters async_totals_ ABSL_GUARDED_BY(mu_);  // what the ledger does not count
   // By rank. SYNC: those of step_, where it was asked for them; ASYNC: the newest of each rank.
   std::map<int32_t, std::string> worker_states_ ABSL_GUARDED_BY(mu_);
   std::deque<AsyncCut> async_cuts_ ABSL_GUARDED_BY(mu_);

@@ -63,6 +63,7 @@ absl::StatusOr<RegisterReply> GroupLeader::Register(const RegisterRequest& reque
         it = parked_.erase(it);
       }
     }
+    if (!sync_) NoteRegistrant(request, *incarnation != before);
     RegisterReply reply;
     reply.set_generation(generation_);
     reply.set_incarnation(*incarnation);
@@ -105,6 +106,7 @@ void GroupLeader::GetAssignments(const GetAssignmentsRequest& request, absl::Tim
       return;
     }
     membership_.Heard(request.rank(), now);
+    if (!sync_) NoteOver(request.rank(), request.completed_step());
     for (auto it = parked_.begin(); it != parked_.end(); ++it) {
       if (it->request.rank() != request.rank()) continue;
       // One call of a rank waits at a time; an older one is answered as if its time were up.
@@ -180,7 +182,13 @@ void GroupLeader::AssignAsync(const GetAssignmentsRequest& request, GetAssignmen
     }
   }
   const int64_t batch = job_.training().batch_size();
-  while (reply->assignments_size() < count) {
+  while (reply->assignments_size() < count && !ledger_.Full(request.rank())) {
+    // Nothing is handed out that would run ahead of the slowest by more than the bound. The clocks
+    // never go back, so what is handed out stays within it.
+    if (max_staleness_ >= 0 && rank.next_step > clocks_.Limit(max_staleness_)) break;
+    async_totals_.set_max_ahead(
+        std::max(async_totals_.max_ahead(), rank.next_step - 1 - clocks_.Slowest()));
+    ledger_.Issued(request.rank(), request.incarnation(), rank.next_step);
     Assignment assignment;
     assignment.set_step(rank.next_step++);
     assignment.set_first_example(async_cursor_);
@@ -193,6 +201,29 @@ void GroupLeader::AssignAsync(const GetAssignmentsRequest& request, GetAssignmen
     if (rank.issued.size() > kRemembered) rank.issued.pop_front();
     if (assignment.step() >= first) *reply->add_assignments() = std::move(assignment);
   }
+}
+
+void GroupLeader::NoteRegistrant(const RegisterRequest& request, bool another) {
+  // What this process was handed by an earlier leader is not handed out again.
+  async_cursor_ = std::max<uint64_t>(async_cursor_, request.end_example());
+  AsyncRank& rank = async_ranks_[request.rank()];
+  if (another) {
+    // Whatever was handed to the process before is over.
+    rank.next_step = std::max(rank.next_step, clocks_.Slowest() + 1);
+    rank.issued.clear();
+    const int64_t slowest = clocks_.Slowest();
+    clocks_.Join(request.rank(), rank.next_step - 1);
+    if (max_staleness_ >= 0 && clocks_.Slowest() > slowest) WakeAssignments();
+  } else if (request.generation() == generation_) {
+    NoteOver(request.rank(), request.completed_step());
+  }
+}
+
+void GroupLeader::NoteOver(int32_t rank, int64_t step) {
+  const int64_t slowest = clocks_.Slowest();
+  // A worker cannot be done with what it was not given.
+  clocks_.Over(rank, std::min(step, async_ranks_[rank].next_step - 1));
+  if (max_staleness_ >= 0 && clocks_.Slowest() > slowest) WakeAssignments();
 }
 
 void GroupLeader::WakeAssignments() {

@@ -59,6 +59,7 @@ void GroupLeader::StartCheckpoint(const CommitInFlight& commit) {
   history_.Fill(&history);
   *history.mutable_totals() = membership_.Totals();
   history.set_restores(restores_);
+  if (!sync_) FillAsync(history.mutable_async());
   membership_.Save(&manifest);
   manifest.set_history(history.SerializeAsString());
   manifest.set_optimizer(OptimizerConfig::Kind_Name(job_.training().optimizer().kind()));

@@ -32,9 +32,11 @@ void PuppetShard::Restore(const RestoreRequest& request, absl::Duration, Done<Re
   Version version;
   ParseManifestName(request.manifest(), &version);
   step = request.manifest().empty() ? 0 : version.step();
+  incarnation = request.shard_incarnation();
   RestoreReply reply;
   reply.set_step(step);
   reply.set_process_nonce(nonce);
+  reply.set_shard_incarnation(incarnation);
   done(reply);
 }
 
@@ -175,6 +177,11 @@ absl::Status LeaderTest::End(int rank, int shard, int64_t step, bool finite,
   request.mutable_end()->set_finite(finite);
   if (!finite) request.mutable_end()->set_not_finite_tensor("w");
   request.set_worker_state(state);
+  if (job_.training().update_mode() != TrainingConfig::SYNC) {
+    request.set_own_step(step);
+    request.set_outcome(finite ? APPLIED : REJECTED);
+    request.set_shard_incarnation(shards_[shard]->incarnation);
+  }
   return leader_->ReportEnd(request);
 }
 

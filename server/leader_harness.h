@@ -42,6 +42,7 @@ class PuppetShard final : public ShardLink {
   bool reachable = true;
   uint64_t nonce = 100;
   uint64_t generation = 0;
+  uint64_t incarnation = 0;
   int64_t step = 0;
   absl::Status restore_error, commit_error, write_error;
   int restore_errors = 0;  // 0 = for ever

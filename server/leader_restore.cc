@@ -224,12 +224,19 @@ void GroupLeader::OnOpened(uint64_t epoch, Opening opening) {
   origin_ = std::move(opening.manifest);
   manifest_ = origin_ == nullptr ? "" : ManifestName(origin_->version());
   stage_ = Stage::kRestoring;
+  for (ShardState& shard : shards_) shard.incarnation = NextIncarnation(shard.incarnation);
   LOG(INFO) << "group " << GroupName() << ": generation " << generation_ << " begins from "
             << (manifest_.empty() ? "the initial weights" : manifest_);
   TickRestore(options_.clock->Now());
 }
 
 // --------------------------------------------------------------------------------------- restoring
+
+// From the clock, so that they grow across restarts of the leader too.
+uint64_t GroupLeader::NextIncarnation(uint64_t before) const {
+  return std::max(before + 1, static_cast<uint64_t>(
+                                  std::max<int64_t>(1, absl::ToUnixMicros(options_.clock->Now()))));
+}
 
 void GroupLeader::TickRestore(absl::Time now) {
   if (stage_ != Stage::kRestoring || failed_) return;
@@ -244,6 +251,7 @@ void GroupLeader::TickRestore(absl::Time now) {
     request.set_leader_address(address_);
     request.set_shard_map_digest(options_.map_digest);
     request.set_manifest(manifest_);
+    request.set_shard_incarnation(shard.incarnation);
     effects_.push_back([this, s, epoch = epoch_, request = std::move(request)] {
       options_.links[s]->Restore(request, kRestoreTimeout,
                                  [this, s, epoch](absl::StatusOr<RestoreReply> reply) {
@@ -315,12 +323,16 @@ void GroupLeader::OnRestored() {
     }
   }
   base_step_ = step_;
-  async_cursor_ = base_example_;
+  // Examples are used once: what was handed out before is not handed out again.
+  async_cursor_ = std::max(async_cursor_, base_example_);
   async_ranks_.clear();
+  clocks_ = WorkerClocks(num_workers_, num_shards_);
   if (!sync_) {
+    ledger_.Abandon();
     // A rank's own count starts where its share of the group's steps has come to.
     for (int32_t rank = 0; rank < num_workers_; ++rank) {
       async_ranks_[rank].next_step = step_ / num_workers_ + 1;
+      clocks_.Join(rank, step_ / num_workers_);
     }
   }
   async_final_ = false;
@@ -335,6 +347,8 @@ void GroupLeader::OnRestored() {
     if (origin_ != nullptr) {
       base_seconds_ = origin_->training_seconds();
       membership_.Load(*origin_, saved.totals());
+      ledger_.Load(saved.async());
+      async_totals_ = saved.async();
     }
     if (taken_up_) restores_ += saved.restores() + 1;
     last_commit_ = now;

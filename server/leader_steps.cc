@@ -56,9 +56,16 @@ void GroupLeader::OnEndSync(const ReportEndRequest& request) {
 
 void GroupLeader::OnEndAsync(const ReportEndRequest& request) {
   ShardState& shard = shards_[request.shard()];
+  if (request.shard_incarnation() != shard.incarnation) return;  // of a process that was lost
   shard.step = std::max(shard.step, request.step());
+  ledger_.Decided(request.rank(), request.incarnation(), request.own_step(), request.shard(),
+                  request.outcome());
+  const int64_t slowest = clocks_.Slowest();
+  clocks_.Decided(request.rank(), request.shard(), request.own_step());
+  if (max_staleness_ >= 0 && clocks_.Slowest() > slowest) WakeAssignments();
+  const bool update = request.outcome() == APPLIED || request.outcome() == REJECTED;
   // A probe may have brought shard 0's count already: only reports count as steps of the group.
-  if (request.shard() == 0 && request.step() > step_) {
+  if (request.shard() == 0 && update && request.step() > step_) {
     step_ = request.step();
     if (!request.worker_state().empty()) {
       worker_states_[request.rank()] = request.worker_state();

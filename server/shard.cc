@@ -23,10 +23,6 @@ void Run(std::vector<std::function<void()>>* effects) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ModelShard>> ModelShard::Create(Options options) {
-  if (options.job.training().update_mode() == TrainingConfig::BOUNDED_STALENESS) {
-    return absl::UnimplementedError(
-        "training.update_mode: BOUNDED_STALENESS is not served yet; use SYNC or ASYNC");
-  }
   std::unique_ptr<ModelShard> shard(new ModelShard(std::move(options)));
   ShardStore::Options store;
   store.map = shard->options_.map;
@@ -45,7 +41,10 @@ ModelShard::ModelShard(Options options)
     : options_(std::move(options)),
       sync_(options_.job.training().update_mode() == TrainingConfig::SYNC),
       group_name_(options_.job.groups(options_.group).name()),
-      num_workers_(options_.job.groups(options_.group).num_workers()) {}
+      num_workers_(options_.job.groups(options_.group).num_workers()),
+      max_staleness_(options_.job.training().update_mode() == TrainingConfig::BOUNDED_STALENESS
+                         ? options_.job.training().max_staleness()
+                         : -1) {}
 
 ModelShard::~ModelShard() {
   Drain();
@@ -127,6 +126,7 @@ ProbeReply ModelShard::Probe() {
   reply.set_process_nonce(options_.process_nonce);
   reply.set_generation(generation_);
   reply.set_step(step_);
+  reply.set_shard_incarnation(generation_ == 0 ? 0 : incarnation_);
   return reply;
 }
 
@@ -166,17 +166,21 @@ absl::StatusOr<RestoreReply> ModelShard::DoRestore(const RestoreRequest& request
                        ") is not this shard's (", options_.map_digest,
                        "): do all shards read the same job file and tensor list?"));
     }
-    if (request.generation() == generation_) {  // asked again
+    if (request.generation() == generation_ &&
+        request.shard_incarnation() == incarnation_) {  // asked again
       reply.set_step(step_);
+      reply.set_shard_incarnation(incarnation_);
+      reply.set_end_example(outcomes_.end_example());
       return reply;
     }
     newest_generation_ = request.generation();
     leader_nonce_ = request.leader_nonce();
+    incarnation_ = request.shard_incarnation();
     generation_ = 0;
     loading_ = true;
     newest_incarnation_.clear();
     decisions_.clear();
-    last_applied_.clear();
+    outcomes_.Clear();
     async_reports_.clear();
     written_ = Written();
     FailAll(absl::AbortedError(absl::StrCat("the group begins generation ", request.generation(),
@@ -202,6 +206,7 @@ absl::StatusOr<RestoreReply> ModelShard::DoRestore(const RestoreRequest& request
   generation_ = request.generation();
   step_ = store_->step();
   reply.set_step(step_);
+  reply.set_shard_incarnation(incarnation_);
   LOG(INFO) << Name() << ": generation " << generation_ << " begins at step " << step_ << " from "
             << (request.manifest().empty() ? "the initial weights" : request.manifest()) << ", "
             << store_->values_bytes() << " bytes of weights in "
@@ -484,7 +489,10 @@ absl::StatusOr<std::unique_ptr<PullSource>> ModelShard::TryPull(const PullReques
     Version version;
     version.set_generation(generation_);
     version.set_step(step);
-    if (!sync_) version.add_shard_steps(cut->step());
+    if (!sync_) {
+      version.add_shard_steps(cut->step());
+      version.add_shard_incarnations(incarnation_);
+    }
     return std::make_unique<PullSource>(store_, std::move(cut), version, tensors, kMiB);
   };
   std::shared_ptr<const Cut> live;

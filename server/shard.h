@@ -21,6 +21,7 @@
 #include "proto/job.pb.h"
 #include "proto/parameter_server.pb.h"
 #include "server/pull_source.h"
+#include "server/push_outcomes.h"
 #include "server/shard_store.h"
 #include "server/staged_push.h"
 
@@ -44,7 +45,12 @@ struct ShardCounters {
   int64_t restores = 0;
   int64_t failures = 0;  // restores and checkpoints that failed, pushes refused
   int64_t checkpoints = 0;
-  int64_t rejected = 0;  // pushes answered REJECTED
+  int64_t rejected = 0;   // pushes answered REJECTED
+  int64_t too_stale = 0;  // pushes answered TOO_STALE
+  // ASYNC, of what was applied: the most by which a worker's own step was behind the one furthest
+  // ahead, and the most updates between a push's weights and the update it made.
+  int64_t max_staleness = 0;
+  int64_t max_update_lag = 0;
   uint64_t checkpoint_bytes = 0;
   int64_t staged_pushes = 0;  // now, complete and incomplete
   int64_t parked_calls = 0;   // now
@@ -161,7 +167,9 @@ class ModelShard {
   absl::StatusOr<WriteCheckpointReply> DoWriteCheckpoint(const WriteCheckpointRequest& request);
 
   void EndPushAsync(std::shared_ptr<StagedPush> push, PushEnd end, Done<PushReply> done);
-  absl::StatusOr<PushReply> ApplyAsync(const StagedPush& push, const PushEnd& end);
+  absl::StatusOr<PushReply> DecideAsync(const StagedPush& push, const PushEnd& end);
+  void NoteAsync(const StagedPush& push, const PushEnd& end, const PushReply& reply)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // What a push of a decided step is answered.
   PushReply DecidedAlready(const PushBegin& begin) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Report(int32_t rank, uint64_t incarnation, Waiting* waiting, Effects* effects)
@@ -179,13 +187,16 @@ class ModelShard {
   const bool sync_;
   const std::string group_name_;
   const int num_workers_;
+  const int64_t max_staleness_;  // BOUNDED_STALENESS; negative: no bound
   std::shared_ptr<ShardStore> store_;
 
   mutable Mutex mu_;
   uint64_t generation_ ABSL_GUARDED_BY(mu_) = 0;  // 0 while nothing is loaded
   uint64_t newest_generation_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t incarnation_ ABSL_GUARDED_BY(mu_) = 0;  // RestoreRequest.shard_incarnation
   uint64_t leader_nonce_ ABSL_GUARDED_BY(mu_) = 0;
-  int64_t step_ ABSL_GUARDED_BY(mu_) = 0;  // as workers see it
+  uint64_t leader_claim_ ABSL_GUARDED_BY(mu_) = 0;  // the largest seen
+  int64_t step_ ABSL_GUARDED_BY(mu_) = 0;           // as workers see it
   bool loading_ ABSL_GUARDED_BY(mu_) = false;
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   absl::Time last_leader_call_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
@@ -197,8 +208,8 @@ class ModelShard {
   std::deque<Decision> decisions_ ABSL_GUARDED_BY(mu_);
   std::vector<ParkedPull> parked_pulls_ ABSL_GUARDED_BY(mu_);
 
-  // ASYNC: the last step of each (rank, incarnation) that was decided, and reports to be sent.
-  std::map<int32_t, std::pair<uint64_t, int64_t>> last_applied_ ABSL_GUARDED_BY(mu_);
+  // ASYNC: what pushes were answered, and the reports of it that are to be sent.
+  PushOutcomes outcomes_ ABSL_GUARDED_BY(mu_);
   std::deque<ReportEndRequest> async_reports_ ABSL_GUARDED_BY(mu_);
   bool async_reporting_ ABSL_GUARDED_BY(mu_) = false;
 

@@ -1,5 +1,7 @@
 // Pushes: from the first frame to the answer.
 
+#include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -13,8 +15,7 @@
 namespace codistill {
 namespace {
 
-// Reports an ASYNC shard keeps for a leader that does not answer. What is lost beyond is made good
-// by the leader's probes, which bring the shard's count.
+// Reports an ASYNC shard keeps for a leader that does not answer; with so many, pushes wait too.
 constexpr size_t kMaxAsyncReports = 4096;
 
 }  // namespace
@@ -47,6 +48,7 @@ absl::StatusOr<std::shared_ptr<StagedPush>> ModelShard::BeginPush(const PushBegi
         "push for step ", begin.step(), " while ", Name(), " takes step ", step_ + 1)));
   }
   newest = begin.incarnation();
+  if (!sync_) outcomes_.Begun(begin);
   if (const std::shared_ptr<StagedPush> older = open_[begin.rank()].lock()) older->Supersede();
   std::shared_ptr<StagedPush> push = store_->NewPush(begin);
   open_[begin.rank()] = push;
@@ -205,7 +207,7 @@ void ModelShard::EndPushAsync(std::shared_ptr<StagedPush> push, PushEnd end, Don
   auto shared = std::make_shared<Done<PushReply>>(std::move(done));
   const absl::Status status =
       executor_->Schedule([this, push = std::move(push), end = std::move(end), shared]() mutable {
-        absl::StatusOr<PushReply> reply = ApplyAsync(*push, end);
+        absl::StatusOr<PushReply> reply = DecideAsync(*push, end);
         push.reset();
         (*shared)(std::move(reply));
         SendAsyncReports();
@@ -213,7 +215,7 @@ void ModelShard::EndPushAsync(std::shared_ptr<StagedPush> push, PushEnd end, Don
   if (!status.ok()) (*shared)(Annotate(status, Name()));
 }
 
-absl::StatusOr<PushReply> ModelShard::ApplyAsync(const StagedPush& push, const PushEnd& end) {
+absl::StatusOr<PushReply> ModelShard::DecideAsync(const StagedPush& push, const PushEnd& end) {
   const PushBegin& begin = push.begin();
   PushReply reply;
   int64_t next = 0;
@@ -224,20 +226,39 @@ absl::StatusOr<PushReply> ModelShard::ApplyAsync(const StagedPush& push, const P
       return absl::AbortedError(
           absl::StrCat("a newer push of rank ", begin.rank(), " has taken this one's place"));
     }
-    reply.set_step(step_);
-    const std::pair<uint64_t, int64_t>& last = last_applied_[begin.rank()];
-    if (last.first == begin.incarnation() && begin.step() <= last.second) {
-      reply.set_outcome(DUPLICATE);
-      reply.set_message(
-          absl::StrCat("push ", begin.step(), " of rank ", begin.rank(), " was applied already"));
-      return reply;
+    if (std::optional<PushReply> earlier = outcomes_.Find(begin)) return *std::move(earlier);
+    if (async_reports_.size() >= kMaxAsyncReports) {
+      // What is applied must be told to the leader, or its books would be wrong.
+      return absl::ResourceExhaustedError(absl::StrCat(
+          Name(), ": ", kMaxAsyncReports, " reports wait for the leader already; try again"));
     }
+    reply.set_step(step_);
+    const int64_t behind = outcomes_.furthest_step() - begin.step();
     if (step_ >= options_.job.stop().steps()) {
       reply.set_outcome(DROPPED_LATE);
       reply.set_message(absl::StrCat("the group has reached its last step, ", step_));
+    } else if (begin.shard_incarnation() != 0 && begin.shard_incarnation() != incarnation_) {
+      reply.set_outcome(TOO_STALE);
+      reply.set_message(absl::StrCat("computed from weights of incarnation ",
+                                     begin.shard_incarnation(), " of ", Name(),
+                                     ", which is in incarnation ", incarnation_));
+    } else if (max_staleness_ >= 0 && behind > max_staleness_) {
+      reply.set_outcome(TOO_STALE);
+      reply.set_message(absl::StrCat("step ", begin.step(), " of rank ", begin.rank(), " is ",
+                                     behind, " steps behind the furthest, ",
+                                     outcomes_.furthest_step(), "; training.max_staleness is ",
+                                     max_staleness_));
+    }
+    if (reply.outcome() != PUSH_OUTCOME_INVALID) {
+      if (reply.outcome() == TOO_STALE) ++counters_.too_stale;
+      NoteAsync(push, end, reply);
       return reply;
     }
     next = step_ + 1;
+    if (end.finite()) {
+      counters_.max_staleness = std::max(counters_.max_staleness, behind);
+      counters_.max_update_lag = std::max(counters_.max_update_lag, step_ - begin.weights_step());
+    }
   }
   reply.set_step(next);
   reply.set_outcome(APPLIED);
@@ -266,23 +287,30 @@ absl::StatusOr<PushReply> ModelShard::ApplyAsync(const StagedPush& push, const P
     step_ = next;
     ++counters_.commits;
     if (!end.finite()) ++counters_.rejected;
-    last_applied_[begin.rank()] = {begin.incarnation(), begin.step()};
-    ReportEndRequest report;
-    report.mutable_group()->set_run_id(RunId(options_.job));
-    report.mutable_group()->set_group(group_name_);
-    report.set_generation(begin.generation());
-    report.set_step(next);
-    report.set_rank(begin.rank());
-    report.set_incarnation(begin.incarnation());
-    report.set_shard(options_.shard);
-    *report.mutable_end() = end;
-    if (options_.shard == 0) report.set_worker_state(push.worker_state());
-    async_reports_.push_back(std::move(report));
-    if (async_reports_.size() > kMaxAsyncReports) async_reports_.pop_front();
+    NoteAsync(push, end, reply);
     WakePulls(&effects);
   }
   for (const auto& effect : effects) effect();
   return reply;
+}
+
+void ModelShard::NoteAsync(const StagedPush& push, const PushEnd& end, const PushReply& reply) {
+  const PushBegin& begin = push.begin();
+  outcomes_.Note(begin, reply);
+  ReportEndRequest report;
+  report.mutable_group()->set_run_id(RunId(options_.job));
+  report.mutable_group()->set_group(group_name_);
+  report.set_generation(begin.generation());
+  report.set_step(reply.step());
+  report.set_rank(begin.rank());
+  report.set_incarnation(begin.incarnation());
+  report.set_shard(options_.shard);
+  report.set_shard_incarnation(incarnation_);
+  report.set_own_step(begin.step());
+  report.set_outcome(reply.outcome());
+  *report.mutable_end() = end;
+  if (options_.shard == 0) report.set_worker_state(push.worker_state());
+  async_reports_.push_back(std::move(report));
 }
 
 void ModelShard::SendAsyncReports() {
@@ -300,7 +328,10 @@ void ModelShard::SendAsyncReports() {
       async_reporting_ = false;
       const bool later = absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status);
       if (later) return;  // Tick tries again
-      if (!async_reports_.empty() && async_reports_.front().step() == report.step() &&
+      if (!async_reports_.empty() && async_reports_.front().own_step() == report.own_step() &&
+          async_reports_.front().rank() == report.rank() &&
+          async_reports_.front().incarnation() == report.incarnation() &&
+          async_reports_.front().shard_incarnation() == report.shard_incarnation() &&
           async_reports_.front().generation() == report.generation()) {
         async_reports_.pop_front();
       }

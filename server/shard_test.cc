@@ -502,9 +502,55 @@ TEST_F(ShardTest, AsyncRejectedPushOnlyCounts) {
   EXPECT_EQ(shard_->counters().rejected, 3);
   shard_.reset();  // all reports are out
   const auto reports = leader_.reports();
-  ASSERT_EQ(reports.size(), 3u);
+  ASSERT_EQ(reports.size(), 4u);
   EXPECT_EQ(reports[2].step(), 3);
   EXPECT_FALSE(reports[2].end().finite());
+  EXPECT_EQ(reports[3].outcome(), DROPPED_LATE);
+}
+
+TEST_F(ShardTest, AsyncPushesThatComeAgainAreAnsweredAsBefore) {
+  job_.mutable_training()->set_update_mode(TrainingConfig::ASYNC);
+  Make();
+  ASSERT_TRUE(Restore(1).ok());
+  EXPECT_EQ(Push(Begin(0, 1))->Wait()->outcome(), APPLIED);
+  EXPECT_EQ(Push(Begin(0, 2), /*finite=*/false)->Wait()->outcome(), REJECTED);
+  const auto again = Push(Begin(0, 2), /*finite=*/false);
+  EXPECT_EQ(again->Wait()->outcome(), REJECTED);
+  EXPECT_EQ(again->value->message(), "gradient of tensor w is not finite");
+  EXPECT_EQ(again->value->step(), 2);
+  EXPECT_EQ(Push(Begin(0, 1))->Wait()->outcome(), DUPLICATE);
+  EXPECT_EQ(shard_->state().step, 2);
+  shard_.reset();
+  const auto reports = leader_.reports();
+  ASSERT_EQ(reports.size(), 2u);  // each decision once
+  EXPECT_EQ(reports[0].own_step(), 1);
+  EXPECT_EQ(reports[0].outcome(), APPLIED);
+  EXPECT_EQ(reports[1].outcome(), REJECTED);
+}
+
+TEST_F(ShardTest, PushesBeyondTheBoundAreTooStaleAndChangeNothing) {
+  job_.mutable_training()->set_update_mode(TrainingConfig::BOUNDED_STALENESS);
+  job_.mutable_training()->set_max_staleness(2);
+  Make();
+  ASSERT_TRUE(Restore(1).ok());
+  for (int64_t step = 1; step <= 4; ++step) {
+    EXPECT_EQ(Push(Begin(0, step))->Wait()->outcome(), APPLIED);
+  }
+  const auto before = Pull([](PullRequest* r) { r->set_at_least_step(4); });
+  ASSERT_TRUE(before->Wait().ok());
+  const float value = FirstOf(before->value->get());
+  const auto stale = Push(Begin(1, 1));  // three steps behind
+  ASSERT_TRUE(stale->Wait().ok());
+  EXPECT_EQ(stale->value->outcome(), TOO_STALE);
+  EXPECT_EQ(stale->value->step(), 4);
+  EXPECT_THAT(stale->value->message(), HasSubstr("is 3 steps behind the furthest, 4"));
+  EXPECT_EQ(shard_->state().step, 4);
+  EXPECT_EQ(FirstOf(before->value->get()), value);
+  EXPECT_EQ(Push(Begin(1, 1))->Wait()->outcome(), TOO_STALE);  // as before
+  EXPECT_EQ(Push(Begin(1, 2))->Wait()->outcome(), APPLIED);
+  EXPECT_EQ(shard_->counters().too_stale, 1);
+  EXPECT_EQ(shard_->counters().max_staleness, 2);
+  EXPECT_EQ(shard_->counters().max_update_lag, 4);
 }
 
 // Many pushes, pulls and restores at once: every call is answered, and nothing is left behind.

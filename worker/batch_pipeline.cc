@@ -55,6 +55,7 @@ void BatchPipeline::Restart(uint64_t generation, uint64_t incarnation) {
   generation_ = generation;
   incarnation_ = incarnation;
   next_step_ = 0;
+  completed_ = 0;
   assignments_.clear();
   ready_.clear();
   end_.reset();
@@ -65,6 +66,16 @@ void BatchPipeline::Resume() {
   if (!end_.has_value() || absl::IsOutOfRange(*end_)) return;
   end_.reset();
   in_session_ = true;
+}
+
+void BatchPipeline::SetCompleted(int64_t step) {
+  MutexLock lock(&mu_);
+  completed_ = step;
+}
+
+uint64_t BatchPipeline::end_example() const {
+  MutexLock lock(&mu_);
+  return end_example_;
 }
 
 absl::StatusOr<std::unique_ptr<BatchPipeline::Step>> BatchPipeline::Next(absl::Time deadline) {
@@ -105,6 +116,7 @@ void BatchPipeline::FetchAssignments() {
   request.set_incarnation(incarnation_);
   request.set_first_step(next_step_);
   request.set_max_assignments(options_.ahead + 1);
+  request.set_completed_step(completed_);
   mu_.Unlock();
   const absl::Time start = absl::Now();
   absl::StatusOr<GetAssignmentsReply> reply =
@@ -129,6 +141,9 @@ void BatchPipeline::FetchAssignments() {
   }
   for (Assignment& assignment : *reply->mutable_assignments()) {
     next_step_ = assignment.step() + 1;
+    end_example_ =
+        std::max<uint64_t>(end_example_, assignment.first_example() +
+                                             static_cast<uint64_t>(assignment.num_examples()));
     assignments_.push_back(std::move(assignment));
   }
   if (assignments_.empty()) {

@@ -57,6 +57,11 @@ class BatchPipeline {
   // Goes on with the session after an error of the leader's; nothing that is ready is lost.
   void Resume();
 
+  // ASYNC: the session's steps up to this one are over; the leader is told with the next call.
+  void SetCompleted(int64_t step);
+  // One past the largest example of any assignment received, in whatever session.
+  uint64_t end_example() const;
+
   // The next step. OUT_OF_RANGE: the group has finished, there are no more. DEADLINE_EXCEEDED: none
   // yet. Anything else is the leader's answer; a Restart or Resume is wanted then.
   absl::StatusOr<std::unique_ptr<Step>> Next(absl::Time deadline);
@@ -75,7 +80,7 @@ class BatchPipeline {
   }
 
   const Options options_;
-  Mutex mu_;
+  mutable Mutex mu_;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   bool in_session_ ABSL_GUARDED_BY(mu_) = false;
   // Tells what was under way when Restart came from what was begun after it.
@@ -83,6 +88,8 @@ class BatchPipeline {
   uint64_t generation_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t incarnation_ ABSL_GUARDED_BY(mu_) = 0;
   int64_t next_step_ ABSL_GUARDED_BY(mu_) = 0;  // 0 = whatever the leader says
+  int64_t completed_ ABSL_GUARDED_BY(mu_) = 0;
+  uint64_t end_example_ ABSL_GUARDED_BY(mu_) = 0;
   std::deque<Assignment> assignments_ ABSL_GUARDED_BY(mu_);
   std::deque<std::unique_ptr<Step>> ready_ ABSL_GUARDED_BY(mu_);
   std::optional<absl::Status> end_ ABSL_GUARDED_BY(mu_);  // why no more steps come

@@ -76,11 +76,11 @@ StepComputer::Result StepComputer::Run(const Session& session, const BatchPipeli
   options_.progress->SetState("training",
                               absl::StrCat("step ", assignment.step(), ": getting the weights"));
   SetTransfer(session.tensors.get(), nullptr);
-  absl::StatusOr<int64_t> weights_step = Pull(session, assignment);
+  const absl::StatusOr<Version> weights = Pull(session, assignment);
   SetTransfer(nullptr, nullptr);
   watch.Lap(WorkerProgress::kPull);
-  if (!weights_step.ok()) {
-    result.transfer_error = weights_step.status();
+  if (!weights.ok()) {
+    result.transfer_error = weights.status();
     return result;
   }
 
@@ -110,7 +110,14 @@ StepComputer::Result StepComputer::Run(const Session& session, const BatchPipeli
   header.step = assignment.step();
   header.rank = options_.rank;
   header.incarnation = session.incarnation;
-  header.weights_step = *weights_step;
+  header.weights_step = weights->step();
+  if (!sync_) {
+    header.shard_steps.assign(weights->shard_steps().begin(), weights->shard_steps().end());
+    header.shard_incarnations.assign(weights->shard_incarnations().begin(),
+                                     weights->shard_incarnations().end());
+    header.end_example =
+        assignment.first_example() + static_cast<uint64_t>(assignment.num_examples());
+  }
   std::unique_ptr<PushStream> push = session.tensors->StartPush(header, PushDeadline());
   PushBuffers(push.get());
   result.local_error = options_.model->Backward(
@@ -186,16 +193,19 @@ void StepComputer::CancelTransfer() {
   if (push_ != nullptr) push_->Cancel();
 }
 
-absl::StatusOr<int64_t> StepComputer::Pull(const Session& session, const Assignment& assignment) {
+absl::StatusOr<Version> StepComputer::Pull(const Session& session, const Assignment& assignment) {
   const auto early = EndEarlyPull(/*cancel=*/false);
   if (early != nullptr && early->status.ok() && early->generation == session.generation &&
       early->step == assignment.weights_step()) {
-    return early->step;
+    Version version;
+    version.set_generation(early->generation);
+    version.set_step(early->step);
+    return version;
   }
   return PullNow(session.tensors.get(), session.generation, assignment.weights_step());
 }
 
-absl::StatusOr<int64_t> StepComputer::PullNow(TensorClient* tensors, uint64_t generation,
+absl::StatusOr<Version> StepComputer::PullNow(TensorClient* tensors, uint64_t generation,
                                               int64_t step) {
   CODISTILL_ASSIGN_OR_RETURN(
       const TensorClient::PullResult pulled,
@@ -203,7 +213,7 @@ absl::StatusOr<int64_t> StepComputer::PullNow(TensorClient* tensors, uint64_t ge
                     generation, step, options_.model->storage(),
                     absl::Now() + kTransferWait + absl::Seconds(model_bytes_ / kSlowestTransfer)));
   options_.progress->AddPulled(pulled.bytes);
-  return sync_ ? step : pulled.version.step();
+  return pulled.version;
 }
 
 void StepComputer::StartEarlyPull(const Session& session, int64_t step) {

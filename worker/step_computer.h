@@ -86,8 +86,8 @@ class StepComputer {
 
   explicit StepComputer(Options options);
   // The step of the weights that are in the model then.
-  absl::StatusOr<int64_t> Pull(const Session& session, const Assignment& assignment);
-  absl::StatusOr<int64_t> PullNow(TensorClient* tensors, uint64_t generation, int64_t step);
+  absl::StatusOr<Version> Pull(const Session& session, const Assignment& assignment);
+  absl::StatusOr<Version> PullNow(TensorClient* tensors, uint64_t generation, int64_t step);
   void StartEarlyPull(const Session& session, int64_t step);
   // Waits for the early pull, if there is one, and forgets it. `cancel`: it is not wanted.
   std::shared_ptr<EarlyPull> EndEarlyPull(bool cancel);

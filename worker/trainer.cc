@@ -146,6 +146,11 @@ absl::Status Trainer::Compute(const BatchPipeline::Step& step) {
       fatal_ = result.local_error;
       return fatal_;
     }
+    // ASYNC: an answer, or a push that is given up. The leader waits for it where it has a bound.
+    if (!sync_ && (result.transfer_error.ok() || result.pushing)) {
+      completed_ = step.assignment.step();
+      pipeline_->SetCompleted(completed_);
+    }
     if (result.transfer_error.ok()) {
       failures_in_row_ = 0;
       LOG_IF(WARNING, result.push.outcome != APPLIED && result.push.outcome != DUPLICATE)
@@ -213,6 +218,11 @@ absl::StatusOr<RegisterReply> Trainer::Register() {
   *request.mutable_tensors() = options_.model->tensors().tensors();
   request.set_address(options_.address);
   request.set_http_address(options_.http_address);
+  request.set_generation(session_.generation);
+  if (!sync_) {
+    request.set_completed_step(completed_);
+    request.set_end_example(pipeline_->end_example());
+  }
   const absl::Duration patience = absl::Seconds(options_.job.training().rejoin_timeout_s());
   const absl::Time start = absl::Now();
   absl::Duration pause = kFirstBackoff;
@@ -266,6 +276,7 @@ absl::Status Trainer::Enter(const RegisterReply& reply, bool aborted) {
   const bool same_generation = reply.generation() == session_.generation;
   session_.generation = reply.generation();
   session_.incarnation = reply.incarnation();
+  completed_ = 0;
   {
     MutexLock lock(&mu_);
     incarnation_ = reply.incarnation();

@@ -110,6 +110,7 @@ class Trainer {
   ShardMap shard_map_;
   std::vector<std::string> shard_addresses_;
   RecurrentStateAfter state_;
+  int64_t completed_ = 0;  // ASYNC: the session's steps up to this one are over
   bool joined_ = false;
   int failures_in_row_ = 0;
   absl::Time failing_since_;  // with failures_in_row_ > 0

@@ -43,8 +43,13 @@ class PushStreamImpl final : public PushStream {
     begin.set_rank(header.rank);
     begin.set_incarnation(header.incarnation);
     begin.set_shard_map_digest(shards_->layout.digest());
-    begin.set_weights_step(header.weights_step);
+    begin.set_end_example(header.end_example);
     for (int i = 0; i < shards_->layout.num_shards(); ++i) {
+      const size_t shard = static_cast<size_t>(i);
+      begin.set_weights_step(shard < header.shard_steps.size() ? header.shard_steps[shard]
+                                                               : header.weights_step);
+      begin.set_shard_incarnation(
+          shard < header.shard_incarnations.size() ? header.shard_incarnations[shard] : 0);
       pushes_.push_back(std::make_unique<ShardPush>(shards_->channels[i], begin, deadline, i,
                                                     shards_->Label(i), &group_, &verdict_));
     }
@@ -261,6 +266,9 @@ absl::StatusOr<TensorClient::PullResult> TensorClientImpl::Pull(
     result.bytes += shard.bytes;
     for (int64_t shard_step : shard.version.shard_steps()) {
       result.version.add_shard_steps(shard_step);
+    }
+    for (uint64_t incarnation : shard.version.shard_incarnations()) {
+      result.version.add_shard_incarnations(incarnation);
     }
   }
   return result;

@@ -83,6 +83,10 @@ class TensorClient {
     int32_t rank = 0;
     uint64_t incarnation = 0;
     int64_t weights_step = 0;
+    // ASYNC: of the weights, as their pull told; by shard. Empty: weights_step for all, not told.
+    std::vector<int64_t> shard_steps;
+    std::vector<uint64_t> shard_incarnations;
+    uint64_t end_example = 0;  // ASYNC: one past the last example of the step
   };
   virtual std::unique_ptr<PushStream> StartPush(const PushHeader& header, absl::Time deadline) = 0;
 };

@@ -209,15 +209,23 @@ void CheckGroups(const JobConfig& job, Mistakes* mistakes) {
 void CheckTraining(const JobConfig& job, Mistakes* mistakes) {
   const TrainingConfig& training = job.training();
   if (training.update_mode() == TrainingConfig::BOUNDED_STALENESS) {
-    mistakes->Add("training.update_mode",
-                  "not supported by this version (BOUNDED_STALENESS); use SYNC or ASYNC");
+    mistakes->Required("training.max_staleness", training.has_max_staleness(),
+                       "the steps a worker may be ahead of the slowest in BOUNDED_STALENESS");
+    if (training.has_max_staleness()) {
+      mistakes->AtLeast("training.max_staleness", training.max_staleness(), 0);
+    }
+  } else if (training.has_max_staleness()) {
+    mistakes->Add("training.max_staleness",
+                  absl::StrCat("given (", training.max_staleness(), ") with update_mode ",
+                               TrainingConfig::UpdateMode_Name(training.update_mode()),
+                               "; it belongs to BOUNDED_STALENESS"));
   }
   if (training.membership() == TrainingConfig::ELASTIC) {
     mistakes->Add("training.membership", "not supported by this version (ELASTIC); use FIXED");
   }
   for (int i = 0; i < job.groups_size(); ++i) {
     // Ranges of examples go to whoever asks first, so a worker would meet other lanes every step.
-    if (training.update_mode() == TrainingConfig::ASYNC && job.model().states_size() > 0 &&
+    if (training.update_mode() != TrainingConfig::SYNC && job.model().states_size() > 0 &&
         job.groups(i).num_workers() > 1) {
       mistakes->Add(Index("groups", i) + ".num_workers",
                     absl::StrCat("recurrent state cannot be carried by several ASYNC workers (",
@@ -257,7 +265,7 @@ void CheckCodistillation(const JobConfig& job, Mistakes* mistakes) {
   for (const GroupConfig& group : job.groups()) {
     most_workers = std::max<int64_t>(most_workers, group.num_workers());
   }
-  const bool async = job.training().update_mode() == TrainingConfig::ASYNC;
+  const bool async = job.training().update_mode() != TrainingConfig::SYNC;
   const int64_t own_steps = job.stop().steps() / (async ? most_workers : 1);
   if (async && job.stop().steps() > 0 && codistillation.burn_in_steps() >= own_steps &&
       codistillation.burn_in_steps() < job.stop().steps()) {
