@@ -57,10 +57,11 @@ class AsyncServerTest : public ServerTest {
         header.shard_incarnations = {version.shard_incarnations().begin(),
                                      version.shard_incarnations().end()};
         ASSERT_EQ(header.shard_incarnations.size(), static_cast<size_t>(kShards));
+        // Decided before the answer is here, and the others may know of it before we do.
+        done_[rank].store(assignment.step());
         const auto pushed = Finish(client->StartPush(header, Soon()).get(), 0.001f);
         ASSERT_TRUE(pushed.ok()) << pushed.status();
         outcomes_[pushed->outcome].fetch_add(1);
-        done_[rank].store(assignment.step());
       }
     }
   }
