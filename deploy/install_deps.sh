@@ -1,6 +1,6 @@
 #!/bin/bash
 # Installs everything that building, testing and running needs from Debian 12's archive, and nothing from elsewhere. Safe to run again: it
-# leaves at once when nothing is missing.
+# leaves at once when nothing is missing. With --fuzz, also what tests/fuzz/run.sh needs.
 set -euo pipefail
 
 packages=(
@@ -16,6 +16,10 @@ packages=(
   # Tests and style.
   clang-format curl
 )
+
+if [ "${1:-}" = --fuzz ]; then
+  packages+=(clang libclang-rt-14-dev)
+fi
 
 fail() {
   echo "install_deps: $*" >&2
@@ -38,7 +42,7 @@ release=$(. /etc/os-release 2>/dev/null && echo "${ID:-unknown} ${VERSION_ID:-}"
   fail "this is '$release', but packages are known for 'debian 12' only; missing here: ${missing[*]}"
 if [ "$(id -u)" -ne 0 ]; then
   command -v sudo >/dev/null || fail "missing: ${missing[*]}; installing them needs root: run deploy/install_deps.sh as root once"
-  exec sudo -- "$(readlink -f "$0")"
+  exec sudo -- "$(readlink -f "$0")" "$@"
 fi
 # Java, which Bazel runs on, refuses to be configured without /proc.
 if [ ! -e /proc/self/exe ]; then

@@ -175,11 +175,17 @@ class TransferService::PullHandler final : public BulkHandler {
   int64_t payload_bytes_ = 0;
 };
 
+std::unique_ptr<BulkHandler> TransferService::NewPushHandler() {
+  return std::make_unique<PushHandler>(this);
+}
+
+std::unique_ptr<BulkHandler> TransferService::NewPullHandler() {
+  return std::make_unique<PullHandler>(this);
+}
+
 void TransferService::RegisterMethods(BulkServer* server) {
-  server->RegisterMethod("/codistill.TensorTransfer/Push",
-                         [this] { return std::make_unique<PushHandler>(this); });
-  server->RegisterMethod("/codistill.TensorTransfer/Pull",
-                         [this] { return std::make_unique<PullHandler>(this); });
+  server->RegisterMethod("/codistill.TensorTransfer/Push", [this] { return NewPushHandler(); });
+  server->RegisterMethod("/codistill.TensorTransfer/Pull", [this] { return NewPullHandler(); });
 }
 
 }  // namespace codistill

@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <utility>
 
 #include "common/rpc/bulk_server.h"
@@ -18,6 +19,10 @@ namespace codistill {
 class TransferService {
  public:
   TransferService(ModelShard* shard, GroupRef group) : shard_(shard), group_(std::move(group)) {}
+
+  // The handlers of one call each; RegisterMethods gives them to a server.
+  std::unique_ptr<BulkHandler> NewPushHandler();
+  std::unique_ptr<BulkHandler> NewPullHandler();
 
   // Before the server starts; this object outlives it.
   void RegisterMethods(BulkServer* server);
