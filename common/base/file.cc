@@ -151,6 +151,18 @@ absl::Status FileWriter::Flush() {
 }
 
 absl::Status FileWriter::Append(absl::string_view data) {
+  CODISTILL_RETURN_IF_ERROR(Write(data));
+  crc32c_ = Crc32cExtend(crc32c_, data);
+  return absl::OkStatus();
+}
+
+absl::Status FileWriter::AppendSummed(absl::string_view data, uint32_t crc32c) {
+  CODISTILL_RETURN_IF_ERROR(Write(data));
+  crc32c_ = Crc32cConcat(crc32c_, crc32c, data.size());
+  return absl::OkStatus();
+}
+
+absl::Status FileWriter::Write(absl::string_view data) {
   if (!status_.ok()) return status_;
   if (file_ == nullptr) {
     return absl::FailedPreconditionError(absl::StrCat("append to ", path_, ": is closed"));
@@ -164,7 +176,6 @@ absl::Status FileWriter::Append(absl::string_view data) {
     buffer_.append(data.data(), data.size());
   }
   bytes_ += data.size();
-  crc32c_ = Crc32cExtend(crc32c_, data);
   return absl::OkStatus();
 }
 

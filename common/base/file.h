@@ -69,6 +69,8 @@ class FileWriter {
 
   // After an error every later call returns that error.
   absl::Status Append(absl::string_view data);
+  // The same for data whose checksum the caller has already: it is not summed again.
+  absl::Status AppendSummed(absl::string_view data, uint32_t crc32c);
   // Everything is durable when this returns OK, the directory entry included.
   absl::Status SyncAndClose();
 
@@ -78,6 +80,7 @@ class FileWriter {
 
  private:
   FileWriter(std::string path, FileSystem* file_system, std::unique_ptr<WritableFile> file);
+  absl::Status Write(absl::string_view data);
   absl::Status Flush();
   absl::Status Fail(const absl::Status& status);
 

@@ -192,6 +192,27 @@ TEST_F(FileTest, FileWriterReportsAFullDiskFoundByTheLastFlush) {
   EXPECT_THAT(List(), IsEmpty());
 }
 
+// Longer than what may wait in memory for the disk, in pieces that fit no stretch.
+TEST_F(FileTest, LongFilesArriveWhole) {
+  auto writer = FileWriter::Create(Path("x")).value();
+  std::string piece(3000001, 'a');
+  uint32_t crc = 0;
+  for (int i = 0; i < 30; ++i) {
+    piece[i] = static_cast<char>(i);
+    crc = Crc32cExtend(crc, piece);
+    // Summed by us or by the caller, piece by piece.
+    ASSERT_TRUE(
+        (i % 2 == 0 ? writer->Append(piece) : writer->AppendSummed(piece, Crc32c(piece))).ok());
+  }
+  ASSERT_TRUE(writer->SyncAndClose().ok());
+  EXPECT_EQ(writer->crc32c(), crc);
+  EXPECT_EQ(writer->bytes(), 30 * piece.size());
+  const auto all = ReadFile(Path("x"), size_t{1} << 30);
+  ASSERT_TRUE(all.ok());
+  EXPECT_EQ(all->size(), 30 * piece.size());
+  EXPECT_EQ(Crc32c(*all), crc);
+}
+
 TEST_F(FileTest, AbandonedFileWriterLeavesNothing) {
   FileWriter::Create(Path("x")).value()->Append("abc").IgnoreError();
   EXPECT_THAT(List(), IsEmpty());

@@ -70,13 +70,17 @@ absl::StatusOr<CheckpointFile> WriteShardFile(const std::string& directory, cons
   identity.set_format_version(1);
   identity.clear_entries();
   uint64_t offset = 0;
+  std::vector<uint32_t> sums;  // of all parts, for the checksum of the whole file
   for (const ShardFileData& item : data) {
     CheckpointEntry* const entry = identity.add_entries();
     *entry = item.entry;
     entry->set_offset(offset);
     entry->set_bytes(item.bytes);
     uint32_t crc = 0;
-    for (absl::string_view part : PartsOf(item)) crc = Crc32cExtend(crc, part);
+    for (absl::string_view part : PartsOf(item)) {
+      sums.push_back(Crc32c(part));
+      crc = Crc32cConcat(crc, sums.back(), part.size());
+    }
     entry->set_crc32c(crc);
     offset = Align(offset + item.bytes);
   }
@@ -92,9 +96,12 @@ absl::StatusOr<CheckpointFile> WriteShardFile(const std::string& directory, cons
   CODISTILL_RETURN_IF_ERROR(writer->Append(Fixed32(static_cast<uint32_t>(header.size()))));
   CODISTILL_RETURN_IF_ERROR(writer->Append(Fixed32(Crc32c(header))));
   CODISTILL_RETURN_IF_ERROR(writer->Append(header));
+  auto sum = sums.begin();
   for (const ShardFileData& item : data) {
     CODISTILL_RETURN_IF_ERROR(writer->Append(Zeros(Align(writer->bytes()) - writer->bytes())));
-    for (absl::string_view part : PartsOf(item)) CODISTILL_RETURN_IF_ERROR(writer->Append(part));
+    for (absl::string_view part : PartsOf(item)) {
+      CODISTILL_RETURN_IF_ERROR(writer->AppendSummed(part, *sum++));
+    }
   }
   CODISTILL_RETURN_IF_ERROR(writer->Append(Zeros(Align(writer->bytes()) - writer->bytes())));
   CODISTILL_RETURN_IF_ERROR(writer->SyncAndClose());

@@ -1,5 +1,6 @@
 #include "common/checkpoint/shard_file.h"
 
+#include <cstring>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,11 @@ class ShardFileTest : public testing::Test {
     data[1] = data[0];
     data[1].entry.set_slot("momentum");
     data[1].data = slots_.data();
+    if (parts_) {
+      const char* const first = static_cast<const char*>(data[0].data);
+      data[0].parts = {{first, 3}, {first + 3, 1}, {first + 4, 16}};
+      data[0].data = nullptr;
+    }
     data[2].entry.mutable_piece()->set_tensor(7);  // an empty tensor
     data[2].entry.set_dtype(DT_INT64);
     return WriteShardFile(directory_, ShardFileName(1, 2, identity.version(), 0), identity, data,
@@ -49,6 +55,7 @@ class ShardFileTest : public testing::Test {
   }
 
   std::string directory_;
+  bool parts_ = false;  // give the data in several places
   const std::vector<float> weights_ = {1, 2, 3, 4, 5};
   const std::vector<float> slots_ = {6, 7, 8, 9, 10};
 };
@@ -68,6 +75,29 @@ TEST_F(ShardFileTest, ReadsWhatWasWritten) {
   EXPECT_EQ((*reader)->header().entries(1).slot(), "momentum");
   EXPECT_TRUE((*reader)->VerifyAll().ok());
   EXPECT_TRUE(VerifyCheckpointFile(directory_, *file).ok());
+}
+
+TEST_F(ShardFileTest, DataInPartsMakesTheSameFile) {
+  const auto whole = Write();
+  ASSERT_TRUE(whole.ok()) << whole.status();
+  const auto bytes = ReadFile(JoinPath(directory_, whole->name()), 1 << 20);
+  parts_ = true;
+  const auto file = Write();
+  ASSERT_TRUE(file.ok()) << file.status();
+  EXPECT_EQ(file->crc32c(), whole->crc32c());
+  EXPECT_EQ(*ReadFile(JoinPath(directory_, file->name()), 1 << 20), *bytes);
+  EXPECT_TRUE(VerifyCheckpointFile(directory_, *file).ok());
+
+  const auto reader = ShardFileReader::Open(JoinPath(directory_, file->name())).value();
+  std::vector<char> a(7), b(13);
+  const std::vector<absl::Span<char>> parts = {absl::MakeSpan(a), absl::MakeSpan(b)};
+  ASSERT_TRUE(reader->ReadParts(1, parts).ok());
+  std::vector<float> values(5);
+  std::memcpy(values.data(), a.data(), 7);
+  std::memcpy(reinterpret_cast<char*>(values.data()) + 7, b.data(), 13);
+  EXPECT_EQ(values, slots_);
+  EXPECT_EQ(reader->ReadParts(1, absl::MakeConstSpan(parts).subspan(0, 1)).code(),
+            absl::StatusCode::kInternal);
 }
 
 TEST_F(ShardFileTest, EveryFlippedByteIsFound) {
