@@ -80,7 +80,7 @@ class Publish {
     push_ = store_->NewPush(PushBegin());
     // The first step makes the initial weights: 0 - (-1) * first.
     FillPush([](uint32_t t, int64_t i) { return static_cast<float>(First(t, i)) * kUnit; });
-    store_->Apply({0, -1.0, 0, 1}, {{push_.get(), 1}});
+    store_->Apply({0, -1.0, 0, 1, {}}, {{push_.get(), 1}});
     FillPush([](uint32_t t, int64_t i) { return static_cast<float>(Slope(t, i)); });
   }
 
@@ -93,7 +93,7 @@ class Publish {
     for (int i = 0; i < kStepsPerBlock; ++i) {
       times->push_back(Seconds([&] {
         ++step_;
-        store_->Apply({step_, kUnit, 0, 1}, {{push_.get(), 1}});
+        store_->Apply({step_, kUnit, 0, 1, {}}, {{push_.get(), 1}});
         if (publish && i == 0) store_->Publish(step_);
       }));
       if (publish && follow && i == 0) {
