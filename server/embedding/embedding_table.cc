@@ -244,10 +244,9 @@ void EmbeddingTable::GatherLocked(absl::Span<const uint64_t> keys, float* rows, 
 
 // ---------------------------------------------------------------------------------------- changes
 
-EmbeddingTable::Counts EmbeddingTable::Apply(const Update& update, absl::Span<const uint64_t> keys,
-                                             absl::Span<const float> gradients) {
+EmbeddingTable::Counts EmbeddingTable::Apply(const Update& update,
+                                             absl::Span<const Batch> batches) {
   const size_t dim = options_.dim;
-  CHECK_EQ(gradients.size(), keys.size() * dim);
   {
     MutexLock lock(&mu_);
     CHECK_GT(update.step, step_) << "steps of table " << options_.name;
@@ -258,9 +257,13 @@ EmbeddingTable::Counts EmbeddingTable::Apply(const Update& update, absl::Span<co
   }
   const RowOptimizer::Step step = optimizer_.MakeStep(update.learning_rate, update.step);
   Counts counts;
-  for (size_t at = 0; at < keys.size(); at += kKeysALock) {
-    MutexLock lock(&mu_);
-    ApplyLocked(step, keys.subspan(at, kKeysALock), gradients.data() + at * dim, &counts);
+  for (const Batch& batch : batches) {
+    CHECK_EQ(batch.gradients.size(), batch.keys.size() * dim);
+    for (size_t at = 0; at < batch.keys.size(); at += kKeysALock) {
+      MutexLock lock(&mu_);
+      ApplyLocked(step, batch.keys.subspan(at, kKeysALock), batch.gradients.data() + at * dim,
+                  &counts);
+    }
   }
   MutexLock lock(&mu_);
   step_ = update.step;

@@ -100,10 +100,18 @@ class EmbeddingTable {
     int64_t refused = 0;       // gradients dropped: max_bytes
     int64_t evicted = 0;       // rows whose memory was taken back
   };
-  // Makes step `update.step`: the rows of `keys` by the optimizer from `gradients` (keys.size() *
-  // dim floats, finite). Without keys the step is only counted.
+  struct Batch {
+    absl::Span<const uint64_t> keys;
+    absl::Span<const float> gradients;  // keys.size() * dim, finite
+  };
+  // Makes step `update.step`: the rows of the batches' keys by the optimizer from their gradients.
+  // Without keys the step is only counted.
+  Counts Apply(const Update& update, absl::Span<const Batch> batches);
   Counts Apply(const Update& update, absl::Span<const uint64_t> keys,
-               absl::Span<const float> gradients);
+               absl::Span<const float> gradients) {
+    const Batch batch = {keys, gradients};
+    return Apply(update, absl::MakeConstSpan(&batch, 1));
+  }
 
   // Evicts, besides what the options say, all rows not touched for more than `older_than` steps and
   // all with a norm below `norm_below` (negative, zero: not this rule). Returns how many. Goes
