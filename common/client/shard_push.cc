@@ -104,7 +104,11 @@ absl::Status ShardPush::Send(BulkStream* stream, const PushBegin& begin) {
       parts_.pop_front();
       queued_bytes_ -= part.size;
     }
-    *header.mutable_chunk() = part.chunk;
+    if (part.rows.count() > 0) {
+      *header.mutable_rows() = part.rows;
+    } else {
+      *header.mutable_chunk() = part.chunk;
+    }
     if (!Write(stream, header, &part)) return ReadReply(stream);
   }
   {
@@ -132,11 +136,15 @@ bool ShardPush::Write(BulkStream* stream, const FrameHeader& header, const Part*
   std::vector<PayloadRef> payloads;
   if (part != nullptr) {
     payloads.push_back({part->data, part->size, part->owner});
-    if (part->chunk.dtype() == DT_FLOAT) {
-      const double squares = SumOfSquares(static_cast<const float*>(part->data),
-                                          static_cast<int64_t>(part->size / sizeof(float)));
+    const bool rows = part->rows.count() > 0;
+    if (rows || part->chunk.dtype() == DT_FLOAT) {
+      // Rows come after their keys.
+      const size_t skip = rows ? part->rows.count() * sizeof(uint64_t) : 0;
+      const double squares = SumOfSquares(
+          reinterpret_cast<const float*>(static_cast<const uint8_t*>(part->data) + skip),
+          static_cast<int64_t>((part->size - skip) / sizeof(float)));
       if (!std::isfinite(squares) && not_finite_tensor_.empty()) not_finite_tensor_ = part->name;
-      if (part->chunk.content() == TensorChunk::GRADIENT) squared_norm_ += squares;
+      if (rows || part->chunk.content() == TensorChunk::GRADIENT) squared_norm_ += squares;
     }
   }
   grpc::ByteBuffer message = EncodeWithPayload(frame, TensorFrame::kPayloadFieldNumber, payloads);

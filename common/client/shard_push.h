@@ -29,6 +29,7 @@ class ShardPush {
  public:
   struct Part {
     TensorChunk chunk;
+    RowChunk rows;     // with a count: rows of an embedding table, not a chunk
     std::string name;  // of the tensor, for not_finite_tensor
     const void* data = nullptr;
     size_t size = 0;

@@ -1,6 +1,7 @@
 #include "common/client/tensor_client.h"
 
 #include <algorithm>
+#include <cstring>
 #include <thread>
 #include <utility>
 
@@ -9,6 +10,7 @@
 #include "common/base/status.h"
 #include "common/client/call_group.h"
 #include "common/client/push_verdict.h"
+#include "common/client/row_split.h"
 #include "common/client/shard_layout.h"
 #include "common/client/shard_pull.h"
 #include "common/client/shard_push.h"
@@ -75,6 +77,35 @@ class PushStreamImpl final : public PushStream {
     part.name = "worker state";
     AddChunks(pushes_[0].get(), part, 0, static_cast<int64_t>(owner->size()), 1, owner->data(),
               owner);
+  }
+
+  void AddRows(int table, absl::string_view name, int dim, absl::Span<const uint64_t> keys,
+               const float* gradients) override {
+    RowSplit split(keys, shards_->layout.num_shards());
+    const size_t row_bytes = dim * sizeof(float);
+    const size_t step = std::max<size_t>(kFramePayloadBytes / (sizeof(uint64_t) + row_bytes), 1);
+    for (int shard = 0; shard < shards_->layout.num_shards(); ++shard) {
+      const absl::Span<const uint64_t> own = split.keys(shard);
+      for (size_t at = 0; at < own.size(); at += step) {
+        const absl::Span<const uint64_t> part_keys = own.subspan(at, step);
+        const size_t n = part_keys.size();
+        ShardPush::Part part;
+        part.rows.set_table(table);
+        part.rows.set_dim(dim);
+        part.rows.set_count(n);
+        part.name = absl::StrCat("embedding table ", name);
+        part.size = n * (sizeof(uint64_t) + row_bytes);
+        // Keys, then their rows, as on the wire.
+        const std::shared_ptr<uint8_t> bytes(new uint8_t[part.size],
+                                             std::default_delete<uint8_t[]>());
+        std::memcpy(bytes.get(), part_keys.data(), n * sizeof(uint64_t));
+        uint8_t* const rows = bytes.get() + n * sizeof(uint64_t);
+        split.CopyRows(shard, at, n, row_bytes, gradients, rows);
+        part.data = bytes.get();
+        part.owner = bytes;
+        pushes_[shard]->Add(std::move(part));
+      }
+    }
   }
 
   void Cancel() override { group_.Fail(absl::CancelledError("push cancelled")); }

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "absl/types/span.h"
 #include "common/tensor/tensor.h"
@@ -26,6 +27,11 @@ class PushStream {
   // The value of a buffer after the step.
   virtual void AddBuffer(int index, const void* data, std::shared_ptr<const void> owner) = 0;
   virtual void AddWorkerState(std::string state) = 0;
+  // The mean gradients of rows of embedding table `table` (index in the job; `name` is for
+  // messages): `keys`, each once in a push, and keys.size() * dim floats in their order. Copied
+  // before it returns.
+  virtual void AddRows(int table, absl::string_view name, int dim, absl::Span<const uint64_t> keys,
+                       const float* gradients) = 0;
 
   struct Result {
     PushOutcome outcome = PUSH_OUTCOME_INVALID;

@@ -98,6 +98,10 @@ class FakeGroup::Push : public PushStream {
     buffers_[index] = Copy(group_->tensors_.tensors(index), data);
   }
   void Cancel() override { group_->CancelPush(); }
+  void AddRows(int, absl::string_view name, int, absl::Span<const uint64_t>,
+               const float*) override {
+    LOG(FATAL) << "a fake group has no embedding table " << name;
+  }
   void AddWorkerState(std::string state) override { worker_state_ = std::move(state); }
   absl::StatusOr<Result> Finish(PushEnd end) override {
     return group_->Decide(header_, std::move(gradients_), std::move(buffers_),
