@@ -33,6 +33,15 @@ void CheckRowOptimizer(const RowOptimizerConfig& optimizer, const std::string& p
   mistakes->NotNegative(path + ".l1", optimizer.l1());
   mistakes->NotNegative(path + ".l2", optimizer.l2());
   mistakes->NotNegative(path + ".beta", optimizer.beta());
+  mistakes->Fraction(path + ".momentum", optimizer.momentum());
+  mistakes->Fraction(path + ".beta1", optimizer.beta1());
+  mistakes->Fraction(path + ".beta2", optimizer.beta2());
+  mistakes->NotNegative(path + ".weight_decay", optimizer.weight_decay());
+  if (optimizer.kind() == RowOptimizerConfig::FTRL && optimizer.weight_decay() > 0) {
+    mistakes->Add(path + ".weight_decay",
+                  absl::StrCat("not possible with kind FTRL (", optimizer.weight_decay(),
+                               "); 0, and l2, would be right"));
+  }
 }
 
 void CheckTable(const EmbeddingTableConfig& table, const std::string& path, Mistakes* mistakes) {
