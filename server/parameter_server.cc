@@ -87,6 +87,8 @@ absl::Status ParameterServer::Init() {
   CODISTILL_ASSIGN_OR_RETURN(shard_, ModelShard::Create(std::move(shard)));
   transfer_ = std::make_unique<TransferService>(shard_.get(), group_);
   transfer_->RegisterMethods(&bulk_);
+  follow_ = std::make_unique<FollowService>(shard_.get(), group_);
+  follow_->RegisterMethods(&bulk_);
   if (SharedMemoryAllowed() && job.transport().shared_memory() != TransportConfig::OFF) {
     bulk_.ServeSharedMemory();
   }
@@ -243,6 +245,8 @@ void ParameterServer::RegisterMetrics() {
          [this] { return static_cast<double>(transfer_->push_bytes()); });
   mirror("codistill_server_pull_bytes_total", "Bytes sent in pulls.",
          [this] { return static_cast<double>(transfer_->pull_bytes()); });
+  mirror("codistill_server_follow_bytes_total", "Bytes of embedding tables sent to followers.",
+         [this] { return static_cast<double>(follow_->bytes()); });
   mirror("codistill_server_pushes_rejected_total", "Pushes answered REJECTED.",
          [shard] { return static_cast<double>(shard->counters().rejected); });
   mirror("codistill_server_checkpoints_total", "Checkpoint files written.",
@@ -275,6 +279,28 @@ void ParameterServer::RegisterMetrics() {
        [this] { return static_cast<double>(bulk_.shared_memory_connections()); });
   show("codistill_server_parked_calls", "Pushes and pulls that wait.",
        [shard] { return static_cast<double>(shard->counters().parked_calls); });
+  for (int t = 0; t < shard->embeddings()->num_tables(); ++t) {
+    const EmbeddingTable* const table = shard->embeddings()->table(t);
+    const Metrics::Labels labels = {{"table", table->options().name}};
+    const auto show_table = [&](const char* name, const char* help, auto value) {
+      gauges->push_back({metrics->gauge(name, help, labels),
+                         [table, value] { return static_cast<double>(value(table->stats())); }});
+    };
+    using Stats = EmbeddingTable::Stats;
+    show_table("codistill_embedding_rows", "Rows of this shard's part of a table.",
+               [](const Stats& s) { return s.rows; });
+    show_table("codistill_embedding_waiting_keys", "Keys that wait for admission.",
+               [](const Stats& s) { return s.waiting; });
+    show_table("codistill_embedding_bytes", "Memory of a table, slots and index included.",
+               [](const Stats& s) { return s.bytes; });
+    show_table("codistill_embedding_created_rows", "Rows made since the group was last restored.",
+               [](const Stats& s) { return s.total.created; });
+    show_table("codistill_embedding_evicted_rows", "Rows evicted since then.",
+               [](const Stats& s) { return s.total.evicted; });
+    show_table("codistill_embedding_refused_gradients",
+               "Gradients dropped since then because the table was full.",
+               [](const Stats& s) { return s.total.refused; });
+  }
   show("codistill_server_weights_bytes", "Weights and buffers of this shard.",
        [shard] { return static_cast<double>(shard->store().values_bytes()); });
   if (leader_ != nullptr) {

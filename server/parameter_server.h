@@ -16,6 +16,7 @@
 #include "grpcpp/impl/codegen/service_type.h"
 #include "proto/control.pb.h"
 #include "proto/job.pb.h"
+#include "server/follow_service.h"
 #include "server/leader.h"
 #include "server/leader_service.h"
 #include "server/links.h"
@@ -81,6 +82,7 @@ class ParameterServer {
   std::unique_ptr<EndReporter> grpc_reporter_;
   std::vector<std::unique_ptr<ShardLink>> links_;
   std::unique_ptr<TransferService> transfer_;
+  std::unique_ptr<FollowService> follow_;
   std::unique_ptr<ShardService> shard_service_;
   std::unique_ptr<LeaderService> leader_service_;
   BulkServer bulk_;

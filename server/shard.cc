@@ -32,6 +32,9 @@ absl::StatusOr<std::unique_ptr<ModelShard>> ModelShard::Create(Options options) 
   store.held_cuts = shard->options_.job.training().held_cuts();
   store.clock = shard->options_.clock;
   CODISTILL_ASSIGN_OR_RETURN(shard->store_, ShardStore::Create(std::move(store)));
+  CODISTILL_ASSIGN_OR_RETURN(shard->embeddings_,
+                             EmbeddingStore::Create(shard->options_.job, shard->options_.group,
+                                                    shard->options_.map.num_shards()));
   CODISTILL_ASSIGN_OR_RETURN(shard->executor_, Executor::Create({"shard", 1, 1024}));
   CODISTILL_ASSIGN_OR_RETURN(shard->io_executor_, Executor::Create({"shard-io", 1, 16}));
   return shard;
@@ -127,6 +130,9 @@ ProbeReply ModelShard::Probe() {
   reply.set_generation(generation_);
   reply.set_step(step_);
   reply.set_shard_incarnation(generation_ == 0 ? 0 : incarnation_);
+  for (EmbeddingTableStatus& table : embeddings_->Status()) {
+    *reply.mutable_load()->add_tables() = std::move(table);
+  }
   return reply;
 }
 
@@ -235,6 +241,8 @@ absl::Status ModelShard::Load(const RestoreRequest& request) {
                                options_.file_system));
     label = manifest.version().step();
   }
+  embeddings_->Clear(store_->step());
+  embeddings_->cuts()->Start(label);
   store_->Publish(label);  // followers can load at once
   return absl::OkStatus();
 }
@@ -320,7 +328,10 @@ absl::StatusOr<CommitReply> ModelShard::DoCommitSync(const CommitRequest& reques
 }
 
 void ModelShard::Keep(const CommitRequest& request) {
-  if (request.publish()) store_->Publish(request.step());
+  if (request.publish()) {
+    embeddings_->cuts()->Publish(request.step());
+    store_->Publish(request.step());
+  }
   if (!request.checkpoint()) return;
   {
     MutexLock lock(&mu_);

@@ -20,6 +20,7 @@
 #include "common/base/mutex.h"
 #include "proto/job.pb.h"
 #include "proto/parameter_server.pb.h"
+#include "server/embedding_store.h"
 #include "server/pull_source.h"
 #include "server/push_outcomes.h"
 #include "server/shard_store.h"
@@ -106,6 +107,11 @@ class ModelShard {
   // Comes when the version asked for is there.
   void Pull(const PullRequest& request, Done<std::unique_ptr<PullSource>> done);
 
+  // -------------------------------------------------------------------- calls of followers
+
+  // The embedding tables at a published cut.
+  void Follow(FollowRequest request, Done<std::unique_ptr<FollowReader>> done);
+
   // -------------------------------------------------------------------- life
 
   // Repeats reports that the leader has not answered. Call a few times a second.
@@ -122,6 +128,8 @@ class ModelShard {
   State state() const;
   ShardCounters counters() const;
   const ShardStore& store() const { return *store_; }
+  EmbeddingStore* embeddings() { return embeddings_.get(); }
+  const EmbeddingStore& embeddings() const { return *embeddings_; }
 
  private:
   // A complete push that waits for its decision (SYNC).
@@ -178,6 +186,8 @@ class ModelShard {
                   const absl::Status& status);
   void SendAsyncReports();
 
+  absl::StatusOr<std::unique_ptr<FollowReader>> DoFollow(const FollowRequest& request);
+
   // Empty when the pull must wait.
   absl::StatusOr<std::unique_ptr<PullSource>> TryPull(const PullRequest& request)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -189,6 +199,7 @@ class ModelShard {
   const int num_workers_;
   const int64_t max_staleness_;  // BOUNDED_STALENESS; negative: no bound
   std::shared_ptr<ShardStore> store_;
+  std::unique_ptr<EmbeddingStore> embeddings_;
 
   mutable Mutex mu_;
   uint64_t generation_ ABSL_GUARDED_BY(mu_) = 0;  // 0 while nothing is loaded
