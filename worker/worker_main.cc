@@ -17,6 +17,7 @@
 #include "common/base/mutex.h"
 #include "common/base/status.h"
 #include "common/client/leader_client.h"
+#include "common/config/embedding.h"
 #include "common/config/job.h"
 #include "common/daemon/daemon.h"
 #include "common/metrics/metrics.h"
@@ -180,7 +181,7 @@ absl::Status Train(const JobConfig& job, int group, int index, Metrics* metrics,
   progress->SetState("starting", "loading the model");
   Model::Options model_options;
   model_options.archive = ArchivePath(job, group);
-  model_options.config = job.model();
+  model_options.config = ForwardConfig(job.model());
   model_options.device = DeviceOf(job.groups(group), index);
   model_options.threads = job.training().worker_threads();
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Model> model,

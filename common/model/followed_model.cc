@@ -13,8 +13,11 @@
 #include "common/base/status.h"
 #include "common/client/leader_client.h"
 #include "common/client/tensor_client.h"
+#include "common/config/embedding.h"
 #include "common/config/job.h"
 #include "common/config/shard_map.h"
+#include "common/model/embedding_model.h"
+#include "common/model/followed_tables.h"
 #include "common/model/model_pool.h"
 #include "glog/logging.h"
 
@@ -43,7 +46,9 @@ class FollowedModelImpl final : public FollowedModel {
       : wants_(std::move(options.wants)),
         name_(options.job.groups(options.group).name()),
         address_(options.job.groups(options.group).shards(0).address()),
-        pool_(std::move(pool)) {
+        model_(options.job.model()),
+        pool_(std::move(pool)),
+        tables_(options.job, options.group) {
     ref_.set_run_id(RunId(options.job));
     ref_.set_group(name_);
     thread_ = std::thread([this] {
@@ -64,6 +69,7 @@ class FollowedModelImpl final : public FollowedModel {
       // Again and again, because a pull may be just about to begin.
       do {
         if (client_ != nullptr) client_->CancelPull();
+        tables_.Cancel();
       } while (!mu_.AwaitWithTimeout(absl::Condition(&stopped_), absl::Milliseconds(10)));
     }
     thread_.join();
@@ -115,7 +121,8 @@ class FollowedModelImpl final : public FollowedModel {
   absl::StatusOr<Target> NextTarget() ABSL_LOCKS_EXCLUDED(mu_);
   absl::Status Load(const Target& target, std::unique_ptr<Model> model);
   absl::Status Connect(const Target& target);
-  void Publish(std::unique_ptr<Model> model, Version version, uint64_t bytes);
+  void Publish(std::unique_ptr<Model> model, FollowedTables::Result rows, Version version,
+               uint64_t bytes);
   void Drop(const Version& cut) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   std::string Awaited() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
@@ -142,7 +149,9 @@ class FollowedModelImpl final : public FollowedModel {
   const std::function<bool(int64_t)> wants_;
   const std::string name_;
   const std::string address_;
+  const ModelConfig model_;
   const std::shared_ptr<ModelPool> pool_;
+  FollowedTables tables_;  // the thread's own, but for Cancel
   GroupRef ref_;
 
   mutable Mutex mu_;
@@ -252,6 +261,7 @@ absl::Status FollowedModelImpl::Connect(const Target& target) {
                              TensorClient::Create({ref_, target.map, target.addresses}));
   client_digest_ = target.digest;
   client_addresses_ = target.addresses;
+  tables_.Connect(ref_, target.digest, target.addresses);
   MutexLock lock(&mu_);
   client_ = std::move(client);
   return absl::OkStatus();
@@ -266,21 +276,32 @@ absl::Status FollowedModelImpl::Load(const Target& target, std::unique_ptr<Model
     if (stopping_) status = absl::CancelledError("stopping");
   }
   if (status.ok()) {
-    auto pulled = client->Pull(TensorClient::Source::kCut, target.cut.generation(),
-                               target.cut.step(), model->storage(), absl::Now() + kPullTimeout);
-    if (pulled.ok()) {
-      Publish(std::move(model), pulled->version, pulled->bytes);
-      return absl::OkStatus();
+    // The rows first: they may have to wait for the next cut.
+    absl::StatusOr<FollowedTables::Result> rows =
+        tables_.Load(target.cut.generation(), target.cut.step(), absl::Now() + kPullTimeout);
+    status = rows.status();
+    if (status.ok()) {
+      auto pulled = client->Pull(TensorClient::Source::kCut, target.cut.generation(),
+                                 target.cut.step(), model->storage(), absl::Now() + kPullTimeout);
+      if (pulled.ok()) {
+        Publish(std::move(model), *std::move(rows), pulled->version, pulled->bytes);
+        return absl::OkStatus();
+      }
+      status = pulled.status();
     }
-    status = pulled.status();
   }
   pool_->Return(std::move(model));
   return status;
 }
 
-void FollowedModelImpl::Publish(std::unique_ptr<Model> model, Version version, uint64_t bytes) {
+void FollowedModelImpl::Publish(std::unique_ptr<Model> model, FollowedTables::Result rows,
+                                Version version, uint64_t bytes) {
   auto snapshot = std::make_shared<Snapshot>();
   snapshot->model = pool_->Lend(std::move(model));
+  if (HasEmbeddings(model_)) {
+    snapshot->model = WithRows(model_, std::move(snapshot->model), std::move(rows.tables));
+    bytes += rows.bytes;
+  }
   snapshot->version = std::move(version);
   snapshot->loaded_at = absl::Now();
   std::shared_ptr<const Snapshot> old;  // let go of outside the lock
@@ -305,7 +326,7 @@ absl::StatusOr<std::unique_ptr<FollowedModel>> FollowedModel::Create(Options opt
   }
   Model::Options model;
   model.archive = ArchivePath(options.job, options.group);
-  model.config = options.job.model();
+  model.config = ForwardConfig(options.job.model());
   model.threads = options.threads;
   CODISTILL_ASSIGN_OR_RETURN(std::shared_ptr<ModelPool> pool, ModelPool::Create(std::move(model)));
   return std::make_unique<FollowedModelImpl>(std::move(options), std::move(pool));

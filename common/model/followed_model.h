@@ -18,6 +18,10 @@ namespace codistill {
 // A model that keeps up with a group's published cuts: watches the leader, pulls each new cut from
 // the shards into a spare copy of the model, and swaps pointers. Used by prediction servers and the
 // evaluator. Thread-safe. A cut of another generation replaces the held one at once.
+//
+// Where the job has embedding tables, a copy of them is kept up too, by what changed from cut to
+// cut; the snapshot's Predict then takes keys, as data and requests bring them, and looks the rows
+// up.
 class FollowedModel {
  public:
   // One complete version; immutable while held. Holding it long delays the reuse of its memory, no
