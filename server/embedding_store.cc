@@ -47,6 +47,7 @@ EmbeddingTable::Options OptionsOf(const JobConfig& job, int group, int index, in
   options.min_count = config.admission_min_count();
   options.max_age_steps = config.evict_age_steps();
   options.min_norm = config.evict_min_norm();
+  options.insert_on_gather = config.insert_on_pull();
   options.max_bytes = static_cast<uint64_t>(config.max_bytes()) / num_shards;
   return options;
 }
@@ -57,10 +58,17 @@ std::vector<EmbeddingTable*> Pointers(const std::vector<std::unique_ptr<Embeddin
   return pointers;
 }
 
+std::vector<RowLayout::Table> LayoutOf(const std::vector<std::unique_ptr<EmbeddingTable>>& tables) {
+  std::vector<RowLayout::Table> layout;
+  for (const auto& table : tables) layout.push_back({table->options().name, table->dim()});
+  return layout;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<EmbeddingStore>> EmbeddingStore::Create(const JobConfig& job,
-                                                                       int group, int num_shards) {
+                                                                       int group, int shard,
+                                                                       int num_shards) {
   std::vector<std::unique_ptr<EmbeddingTable>> tables;
   for (int i = 0; i < job.model().embedding_tables_size(); ++i) {
     absl::StatusOr<std::unique_ptr<EmbeddingTable>> table =
@@ -70,15 +78,27 @@ absl::StatusOr<std::unique_ptr<EmbeddingStore>> EmbeddingStore::Create(const Job
     }
     tables.push_back(*std::move(table));
   }
-  return std::unique_ptr<EmbeddingStore>(new EmbeddingStore(job, std::move(tables)));
+  return std::unique_ptr<EmbeddingStore>(
+      new EmbeddingStore(job, std::move(tables), shard, num_shards));
 }
 
 EmbeddingStore::EmbeddingStore(const JobConfig& job,
-                               std::vector<std::unique_ptr<EmbeddingTable>> tables)
-    : job_(job), tables_(std::move(tables)), cuts_(Pointers(tables_), EmbeddingCuts::Options()) {}
+                               std::vector<std::unique_ptr<EmbeddingTable>> tables, int shard,
+                               int num_shards)
+    : job_(job),
+      tables_(std::move(tables)),
+      row_layout_(LayoutOf(tables_), shard, num_shards),
+      cuts_(Pointers(tables_), EmbeddingCuts::Options()) {}
 
 double EmbeddingStore::LearningRate(int table, double dense) const {
   return EmbeddingLearningRate(job_, job_.model().embedding_tables(table).optimizer(), dense);
+}
+
+void EmbeddingStore::Apply(int64_t step, double dense_rate,
+                           absl::Span<const RowContribution> contributions) {
+  for (int i = 0; i < num_tables(); ++i) {
+    ApplyRows({step, LearningRate(i, dense_rate)}, i, contributions, table(i));
+  }
 }
 
 void EmbeddingStore::Clear(int64_t step) {

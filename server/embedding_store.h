@@ -9,6 +9,7 @@
 #include "proto/job.pb.h"
 #include "proto/parameter_server.pb.h"
 #include "server/embedding/embedding_table.h"
+#include "server/embedding/staged_rows.h"
 #include "server/embedding_cuts.h"
 
 namespace codistill {
@@ -19,13 +20,20 @@ class EmbeddingStore {
  public:
   // INVALID_ARGUMENT names the table and the field.
   static absl::StatusOr<std::unique_ptr<EmbeddingStore>> Create(const JobConfig& job, int group,
-                                                                int num_shards);
+                                                                int shard, int num_shards);
 
   int num_tables() const { return static_cast<int>(tables_.size()); }
   bool empty() const { return tables_.empty(); }
   EmbeddingTable* table(int index) { return tables_[index].get(); }
   const EmbeddingTable& table(int index) const { return *tables_[index]; }
   int64_t dim(int index) const { return tables_[index]->dim(); }
+
+  // What pushes may bring.
+  const RowLayout& row_layout() const { return row_layout_; }
+
+  // Makes step `step` of every table from the pushes that count in it, in their order; `dense_rate`
+  // is the learning rate of the dense parameters.
+  void Apply(int64_t step, double dense_rate, absl::Span<const RowContribution> contributions);
 
   // Learning rate of a table's rows where the dense one is `dense`.
   double LearningRate(int table, double dense) const;
@@ -40,10 +48,12 @@ class EmbeddingStore {
   uint64_t bytes() const;
 
  private:
-  EmbeddingStore(const JobConfig& job, std::vector<std::unique_ptr<EmbeddingTable>> tables);
+  EmbeddingStore(const JobConfig& job, std::vector<std::unique_ptr<EmbeddingTable>> tables,
+                 int shard, int num_shards);
 
   const JobConfig job_;
   const std::vector<std::unique_ptr<EmbeddingTable>> tables_;
+  const RowLayout row_layout_;
   EmbeddingCuts cuts_;
 };
 

@@ -32,9 +32,10 @@ absl::StatusOr<std::unique_ptr<ModelShard>> ModelShard::Create(Options options) 
   store.held_cuts = shard->options_.job.training().held_cuts();
   store.clock = shard->options_.clock;
   CODISTILL_ASSIGN_OR_RETURN(shard->store_, ShardStore::Create(std::move(store)));
-  CODISTILL_ASSIGN_OR_RETURN(shard->embeddings_,
-                             EmbeddingStore::Create(shard->options_.job, shard->options_.group,
-                                                    shard->options_.map.num_shards()));
+  CODISTILL_ASSIGN_OR_RETURN(
+      shard->embeddings_,
+      EmbeddingStore::Create(shard->options_.job, shard->options_.group, shard->options_.shard,
+                             shard->options_.map.num_shards()));
   CODISTILL_ASSIGN_OR_RETURN(shard->executor_, Executor::Create({"shard", 1, 1024}));
   CODISTILL_ASSIGN_OR_RETURN(shard->io_executor_, Executor::Create({"shard-io", 1, 16}));
   return shard;
@@ -82,8 +83,12 @@ void ModelShard::FailAll(const absl::Status& status, Effects* effects) {
   for (auto& item : open_) {
     if (const std::shared_ptr<StagedPush> push = item.second.lock()) push->Supersede();
   }
+  for (ParkedRows& pull : parked_rows_) {
+    effects->push_back([done = std::move(pull.done), status] { done(status); });
+  }
   waiting_.clear();
   parked_pulls_.clear();
+  parked_rows_.clear();
   open_.clear();
 }
 
@@ -306,6 +311,7 @@ absl::StatusOr<CommitReply> ModelShard::DoCommitSync(const CommitRequest& reques
   store_->Apply(
       {request.step(), request.learning_rate(), request.weight_decay(), request.clip_scale()},
       contributions);
+  ApplyRows(request.step(), request.learning_rate(), contributions);
   if (options_.on_commit) {
     options_.on_commit(absl::ToDoubleSeconds(options_.clock->Now() - begin));
   }
@@ -545,6 +551,7 @@ absl::StatusOr<std::unique_ptr<PullSource>> ModelShard::TryPull(const PullReques
 }
 
 void ModelShard::WakePulls(Effects* effects) {
+  WakeRows(effects);
   std::vector<ParkedPull> still;
   for (ParkedPull& pull : parked_pulls_) {
     absl::StatusOr<std::unique_ptr<PullSource>> source = TryPull(pull.request);

@@ -107,6 +107,10 @@ class ModelShard {
   // Comes when the version asked for is there.
   void Pull(const PullRequest& request, Done<std::unique_ptr<PullSource>> done);
 
+  // Checks a pull of rows; comes with the version that is there when the tables may be read. With
+  // kStep the reader makes sure that they still are of that step (EmbeddingTable::Gather).
+  void PullRows(const PullRowsRequest& request, Done<Version> done);
+
   // -------------------------------------------------------------------- calls of followers
 
   // The embedding tables at a published cut.
@@ -143,6 +147,10 @@ class ModelShard {
   struct ParkedPull {
     PullRequest request;
     Done<std::unique_ptr<PullSource>> done;
+  };
+  struct ParkedRows {
+    PullRowsRequest request;  // without its keys
+    Done<Version> done;
   };
   struct Decision {
     int64_t step = 0;
@@ -191,6 +199,12 @@ class ModelShard {
   // Empty when the pull must wait.
   absl::StatusOr<std::unique_ptr<PullSource>> TryPull(const PullRequest& request)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Generation 0 when the pull must wait.
+  absl::StatusOr<Version> TryPullRows(const PullRowsRequest& request)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void WakeRows(Effects* effects) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void ApplyRows(int64_t step, double learning_rate,
+                 absl::Span<const ShardStore::Contribution> contributions);
   void WakePulls(Effects* effects) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   const Options options_;
@@ -218,6 +232,7 @@ class ModelShard {
   std::map<std::pair<int32_t, uint64_t>, Waiting> waiting_ ABSL_GUARDED_BY(mu_);
   std::deque<Decision> decisions_ ABSL_GUARDED_BY(mu_);
   std::vector<ParkedPull> parked_pulls_ ABSL_GUARDED_BY(mu_);
+  std::vector<ParkedRows> parked_rows_ ABSL_GUARDED_BY(mu_);
 
   // ASYNC: what pushes were answered, and the reports of it that are to be sent.
   PushOutcomes outcomes_ ABSL_GUARDED_BY(mu_);

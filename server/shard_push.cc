@@ -51,6 +51,7 @@ absl::StatusOr<std::shared_ptr<StagedPush>> ModelShard::BeginPush(const PushBegi
   if (!sync_) outcomes_.Begun(begin);
   if (const std::shared_ptr<StagedPush> older = open_[begin.rank()].lock()) older->Supersede();
   std::shared_ptr<StagedPush> push = store_->NewPush(begin);
+  if (!embeddings_->empty()) push->ExpectRows(&embeddings_->row_layout());
   open_[begin.rank()] = push;
   return push;
 }
@@ -66,6 +67,7 @@ void ModelShard::EndPush(std::shared_ptr<StagedPush> push, PushEnd end, Done<Pus
                                                      end.num_labels(), " labels"));
   } else if (end.finite()) {
     status = push->CheckComplete();
+    if (status.ok() && push->rows() != nullptr) status = push->rows()->finite();
   }
   if (!status.ok()) {
     {
@@ -277,6 +279,7 @@ absl::StatusOr<PushReply> ModelShard::DecideAsync(const StagedPush& push, const 
   const absl::Time started = options_.clock->Now();
   store_->Apply({next, LearningRateAt(options_.job, next), WeightDecayAt(options_.job, next), 1.0},
                 contributions);
+  ApplyRows(next, LearningRateAt(options_.job, next), contributions);
   if (options_.on_commit) {
     options_.on_commit(absl::ToDoubleSeconds(options_.clock->Now() - started));
   }

@@ -12,6 +12,7 @@
 #include "absl/status/statusor.h"
 #include "proto/parameter_server.pb.h"
 #include "server/aligned_buffer.h"
+#include "server/embedding/staged_rows.h"
 #include "server/piece_layout.h"
 
 namespace codistill {
@@ -52,6 +53,12 @@ class StagedPush {
   // OK, or INVALID_ARGUMENT naming the first tensor that has not wholly arrived.
   absl::Status CheckComplete() const;
 
+  // Where rows of embedding tables go; null while the push may bring none. Set before the first
+  // chunk.
+  void ExpectRows(const RowLayout* layout) { rows_ = std::make_unique<StagedRows>(layout); }
+  StagedRows* rows() { return rows_.get(); }
+  const StagedRows* rows() const { return rows_.get(); }
+
   const uint8_t* data() const { return buffer_->data(); }
   const std::string& worker_state() const { return worker_state_; }
 
@@ -67,6 +74,7 @@ class StagedPush {
   const std::shared_ptr<AlignedBuffer> buffer_;
   std::vector<ArrivedRanges> arrived_;  // by piece, relative to its begin
   std::string worker_state_;
+  std::unique_ptr<StagedRows> rows_;
   std::atomic<bool> superseded_{false};
 };
 

@@ -1,9 +1,12 @@
 #include "server/transfer_service.h"
 
+#include <algorithm>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/status.h"
 #include "common/rpc/frame.h"
 #include "server/group_check.h"
 
@@ -72,7 +75,16 @@ class TransferService::PushHandler final : public BulkHandler {
       if (bytes > 0) payload.CopyTo(0, *place);
       return absl::OkStatus();
     }
-    if (!header.has_end()) return Invalid("a frame of a push must be a chunk or its END");
+    if (header.has_rows()) {
+      if (payload.count() > 1) return Invalid("rows with several payloads");
+      if (push_->rows() == nullptr) return Invalid("rows pushed to a job without embedding tables");
+      if (push_->superseded()) return absl::AbortedError("a newer push has taken this one's place");
+      const RowChunk& rows = header.rows();
+      return push_->rows()->Add(rows.table(), rows.dim(), rows.count(),
+                                payload.count() == 0 ? 0 : payload.size(0),
+                                [&payload](void* to) { payload.CopyTo(0, to); });
+    }
+    if (!header.has_end()) return Invalid("a frame of a push must be a chunk, rows or its END");
     ended_ = true;
     // Whoever decides finishes the call, if it is still there.
     service_->shard_->EndPush(std::move(push_), header.end(),
@@ -186,6 +198,134 @@ std::unique_ptr<BulkHandler> TransferService::NewPullHandler() {
 void TransferService::RegisterMethods(BulkServer* server) {
   server->RegisterMethod("/codistill.TensorTransfer/Push", [this] { return NewPushHandler(); });
   server->RegisterMethod("/codistill.TensorTransfer/Pull", [this] { return NewPullHandler(); });
+// One request; then PullBegin, the rows frame by frame, each gathered straight into what is sent,
+// and PullEnd.
+class TransferService::PullRowsHandler final : public BulkHandler {
+ public:
+  explicit PullRowsHandler(TransferService* service)
+      : service_(service), store_(service->shard_->embeddings()) {}
+
+  void OnStart(std::shared_ptr<BulkCall> call) override {
+    call_ = std::move(call);
+    call_->Read();
+  }
+
+  void OnMessage(grpc::ByteBuffer message) override {
+    PullRowsRequest request;
+    const absl::Status status = Take(&message, &request);
+    if (!status.ok()) {
+      call_->Finish(status);
+      return;
+    }
+    asked_ = true;
+    service_->shard_->PullRows(request, [this, call = call_](absl::StatusOr<Version> version) {
+      if (!version.ok()) {
+        call->Finish(version.status());
+        return;
+      }
+      call->Post([this, version = *std::move(version)] {
+        version_ = version;
+        SendNext();
+      });
+    });
+  }
+
+  void OnHalfClose() override {
+    if (!asked_) call_->Finish(Invalid("the pull was closed before its request"));
+  }
+  void OnWritten() override { SendNext(); }
+  void OnDone(bool) override {}
+
+ private:
+  absl::Status Take(grpc::ByteBuffer* message, PullRowsRequest* request) {
+    DecodedPayload payload;
+    CODISTILL_RETURN_IF_ERROR(
+        DecodedPayload::Decode(message, PullRowsRequest::kKeysFieldNumber, request, &payload));
+    CODISTILL_RETURN_IF_ERROR(CheckGroup(request->group(), service_->group_));
+    const RowLayout& layout = store_->row_layout();
+    CODISTILL_RETURN_IF_ERROR(layout.CheckTable(request->table(), request->dim()));
+    table_ = static_cast<int>(request->table());
+    dim_ = request->dim();
+    exact_step_ = request->source_case() == PullRowsRequest::kStep ? request->step() : -1;
+    if (payload.count() > 1) return Invalid("keys in several payloads");
+    if (payload.count() == 0) return absl::OkStatus();
+    if (payload.size(0) % sizeof(uint64_t) != 0) {
+      return Invalid(absl::StrCat("embedding table ", layout.tables()[table_].name, ": ",
+                                  payload.size(0), " bytes of keys; 8 a key are right"));
+    }
+    keys_.resize(payload.size(0) / sizeof(uint64_t));
+    payload.CopyTo(0, keys_.data());
+    return layout.CheckKeys(request->table(), keys_);
+  }
+
+  void SendNext() {
+    TensorFrame frame;
+    FrameHeader* const header = frame.mutable_header();
+    if (!begun_) {
+      begun_ = true;
+      const size_t rows = RowsAFrame();
+      *header->mutable_pull_begin()->mutable_version() = version_;
+      header->mutable_pull_begin()->set_chunks((keys_.size() + rows - 1) / rows);
+      Send(frame, {});
+    } else if (sent_ < keys_.size()) {
+      const auto keys = absl::MakeConstSpan(keys_).subspan(sent_, RowsAFrame());
+      const size_t floats = keys.size() * dim_;
+      const std::shared_ptr<AlignedBuffer> buffer =
+          store_->row_layout().NewBuffer(floats * sizeof(float));
+      const absl::Status status = store_->table(table_)->Gather(
+          keys, absl::MakeSpan(reinterpret_cast<float*>(buffer->data()), floats), exact_step_);
+      if (!status.ok()) {
+        call_->Finish(status);
+        return;
+      }
+      RowChunk* const chunk = header->mutable_rows();
+      chunk->set_table(table_);
+      chunk->set_dim(dim_);
+      chunk->set_count(keys.size());
+      chunk->set_first(sent_);
+      sent_ += keys.size();
+      const PayloadRef payload = {buffer->data(), floats * sizeof(float), buffer};
+      Send(frame, absl::MakeConstSpan(&payload, 1));
+    } else if (!ended_) {
+      ended_ = true;
+      header->mutable_pull_end()->set_bytes(static_cast<int64_t>(sent_ * dim_ * sizeof(float)));
+      Send(frame, {});
+    } else {
+      call_->Finish(absl::OkStatus());
+    }
+  }
+
+  size_t RowsAFrame() const {
+    return std::max<size_t>(kFramePayloadBytes / (dim_ * sizeof(float)), 1);
+  }
+
+  void Send(const TensorFrame& frame, absl::Span<const PayloadRef> payloads) {
+    grpc::ByteBuffer message = EncodeWithPayload(frame, kPayload, payloads);
+    service_->pull_bytes_.fetch_add(message.Length(), std::memory_order_relaxed);
+    call_->Write(std::move(message));
+  }
+
+  TransferService* const service_;
+  EmbeddingStore* const store_;
+  std::shared_ptr<BulkCall> call_;
+  std::vector<uint64_t> keys_;
+  int table_ = 0;
+  size_t dim_ = 0;
+  int64_t exact_step_ = -1;
+  Version version_;
+  bool asked_ = false;
+  bool begun_ = false;
+  bool ended_ = false;
+  size_t sent_ = 0;  // rows
+};
+
+void TransferService::RegisterMethods(BulkServer* server) {
+  server->RegisterMethod("/codistill.TensorTransfer/Push",
+                         [this] { return std::make_unique<PushHandler>(this); });
+  server->RegisterMethod("/codistill.TensorTransfer/Pull",
+                         [this] { return std::make_unique<PullHandler>(this); });
+  server->RegisterMethod("/codistill.TensorTransfer/PullRows",
+                         [this] { return std::make_unique<PullRowsHandler>(this); });
 }
 
 }  // namespace codistill

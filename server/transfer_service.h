@@ -12,10 +12,10 @@
 
 namespace codistill {
 
-// Service TensorTransfer: Push and Pull as raw frames on the bulk server's threads. A pushed
-// payload is copied once, from the received slices to where it is staged; a cut is sent from its
-// own memory, live weights through one copy a frame. One frame of a call is under way at a time.
-// The shard outlives the server.
+// Service TensorTransfer: Push, Pull and PullRows as raw frames on the bulk server's threads. A
+// pushed payload is copied once, from the received slices to where it is staged; a cut is sent from
+// its own memory, live weights through one copy a frame. One frame of a call is under way at a
+// time. The shard outlives the server.
 class TransferService {
  public:
   TransferService(ModelShard* shard, GroupRef group) : shard_(shard), group_(std::move(group)) {}
@@ -34,6 +34,7 @@ class TransferService {
  private:
   class PushHandler;
   class PullHandler;
+  class PullRowsHandler;
 
   ModelShard* const shard_;
   const GroupRef group_;

@@ -44,7 +44,8 @@ void CheckRowOptimizer(const RowOptimizerConfig& optimizer, const std::string& p
   }
 }
 
-void CheckTable(const EmbeddingTableConfig& table, const std::string& path, Mistakes* mistakes) {
+void CheckTable(const EmbeddingTableConfig& table, bool sync, const std::string& path,
+                Mistakes* mistakes) {
   CheckName(path + ".name", table.name(), mistakes);
   mistakes->Required(path + ".dim", table.has_dim(), "the number of floats a row");
   if (table.has_dim()) mistakes->Between(path + ".dim", table.dim(), 1, kMaxDim);
@@ -53,6 +54,10 @@ void CheckTable(const EmbeddingTableConfig& table, const std::string& path, Mist
   mistakes->Between(path + ".admission_min_count", table.admission_min_count(), 1, kMaxAdmission);
   mistakes->AtLeast(path + ".evict_age_steps", table.evict_age_steps(), 0);
   mistakes->NotNegative(path + ".evict_min_norm", table.evict_min_norm());
+  if (table.insert_on_pull() && sync) {
+    mistakes->Add(path + ".insert_on_pull",
+                  "not possible with training.update_mode SYNC (true); false would be right");
+  }
   if (table.max_bytes() != 0) {
     mistakes->AtLeast(path + ".max_bytes", table.max_bytes(), kMinTableBytes);
   }
@@ -89,7 +94,7 @@ void CheckEmbeddingTables(const JobConfig& job, Mistakes* mistakes) {
   for (int i = 0; i < model.embedding_tables_size(); ++i) {
     const EmbeddingTableConfig& table = model.embedding_tables(i);
     const std::string path = Index("model.embedding_tables", i);
-    CheckTable(table, path, mistakes);
+    CheckTable(table, job.training().update_mode() == TrainingConfig::SYNC, path, mistakes);
     if (table.name().empty()) continue;
     if (!names.insert(table.name()).second) {
       mistakes->Add(path + ".name",
