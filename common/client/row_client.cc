@@ -10,8 +10,8 @@
 #include "common/base/status.h"
 #include "common/client/call_group.h"
 #include "common/client/row_split.h"
+#include "common/rpc/bulk_channel.h"
 #include "common/rpc/bulk_stream.h"
-#include "common/rpc/channel.h"
 #include "common/rpc/frame.h"
 
 namespace codistill {
@@ -49,7 +49,7 @@ class PartReader {
 
 struct Shards {
   RowClient::Options options;
-  std::vector<std::shared_ptr<grpc::Channel>> channels;
+  std::vector<std::shared_ptr<BulkChannel>> channels;
 
   std::string Label(int shard) const {
     return absl::StrCat("shard ", shard, " (", options.shard_addresses[shard], ")");
@@ -125,7 +125,7 @@ class Read final {
     const PayloadRef payload = {copy->data(), copy->size() * sizeof(uint64_t), copy};
 
     const std::unique_ptr<BulkStream> stream =
-        BulkStream::Open(shards_->channels[call.shard], kPullRowsMethod, deadline_);
+        shards_->channels[call.shard]->Open(kPullRowsMethod, deadline_);
     CallGroup::Member member(&group_, stream.get());
     grpc::ByteBuffer out = EncodeWithPayload(message, PullRowsRequest::kKeysFieldNumber,
                                              absl::MakeConstSpan(&payload, 1));
@@ -272,8 +272,10 @@ absl::StatusOr<std::unique_ptr<RowClient>> RowClient::Create(Options options) {
   CODISTILL_ASSIGN_OR_RETURN(std::unique_ptr<Executor> executor,
                              Executor::Create({"rows", options.max_calls, kMaxWaitingCalls}));
   auto shards = std::make_shared<Shards>();
+  BulkChannel::Options channel;
+  channel.shared_memory = options.shared_memory;
   for (const std::string& address : options.shard_addresses) {
-    shards->channels.push_back(MakeChannel(address, ChannelUse::kBulk));
+    shards->channels.push_back(BulkChannel::Create(address, channel));
   }
   shards->options = std::move(options);
   return std::make_unique<RowClientImpl>(std::move(shards), std::move(executor));

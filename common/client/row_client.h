@@ -28,12 +28,13 @@ class RowClient {
     // Calls under way at a time, each to one shard for at most kMaxKeysACall keys, on a thread
     // each.
     int max_calls = 8;
+    bool shared_memory = true;  // where it is to be had; else gRPC
   };
   static constexpr size_t kMaxKeysACall = 1 << 17;
 
   // INVALID_ARGUMENT without a shard, or for max_calls < 1.
   static absl::StatusOr<std::unique_ptr<RowClient>> Create(Options options);
-  // Cancels what is under way.
+  // Reads have ended before.
   virtual ~RowClient() = default;
 
   struct Request {
