@@ -11,6 +11,7 @@
 #include "absl/time/clock.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
+#include "common/config/embedding.h"
 #include "common/config/job.h"
 #include "common/config/shard_map.h"
 #include "google/protobuf/text_format.h"
@@ -39,6 +40,30 @@ JobConfig JobOf(const ServerGroup::Options& options) {
     data->set_inputs(4);
     data->set_classes(2);
     data->set_stream(train ? 0 : 1);
+  }
+  for (const EmbeddingTableConfig& table : options.tables) {
+    *job.mutable_model()->add_embedding_tables() = table;
+    ModelInput* const rows = job.mutable_model()->add_inputs();
+    rows->set_name(absl::StrCat("rows_", table.name()));
+    rows->set_dtype(DT_INT64);
+    rows->add_shape(1);
+    rows->set_field("hashed");
+    rows->set_embedding_table(table.name());
+  }
+  if (!options.tables.empty()) {
+    CsvConfig csv;
+    csv.add_files("keys.csv");
+    for (int i = 0; i < 6; ++i) {
+      CsvColumn* const column = csv.add_columns();
+      column->set_name(absl::StrCat("c", i));
+      column->set_kind(i < 4 ? CsvColumn::NUMERIC : i == 4 ? CsvColumn::HASHED : CsvColumn::LABEL);
+    }
+    for (const char* label : {"0", "1"}) {
+      csv.mutable_columns(5)->add_label_values()->add_text(label);
+    }
+    *job.mutable_data()->mutable_train()->mutable_csv() = csv;
+    *job.mutable_data()->mutable_validation()->mutable_csv() = csv;
+    job.mutable_model()->mutable_inputs(0)->set_field("numeric");
   }
   GroupConfig* const group = job.add_groups();
   group->set_name("alpha");
@@ -111,6 +136,9 @@ absl::StatusOr<std::unique_ptr<ServerGroup>> ServerGroup::Start(Options options)
   JobConfig job = JobOf(options);
   const std::string base = JoinPath(options.directory, options.name);
   std::unique_ptr<ServerGroup> group(new ServerGroup(std::move(options)));
+  for (int t = 0; t < job.model().embedding_tables_size(); ++t) {
+    group->table_seeds_.push_back(EmbeddingSeed(job, 0, t));
+  }
   group->ref_.set_run_id(RunId(job));
   group->ref_.set_group(job.groups(0).name());
   const int shards = group->options_.num_shards;

@@ -36,6 +36,8 @@ class ServerGroup {
     std::string name;
     std::string directory;  // of the model's files, job file and logs
     TrainingConfig training;
+    // With tables the job reads keys from a text file, which no server opens.
+    std::vector<EmbeddingTableConfig> tables;
     int num_shards = 1;
     int num_workers = 1;
     int server_core = 0;
@@ -53,6 +55,8 @@ class ServerGroup {
 
   absl::StatusOr<GroupWorker> Join(int rank);
   LeaderClient* leader() { return leader_.get(); }
+  // Seed of the initial rows of an embedding table.
+  uint64_t table_seed(int table) const { return table_seeds_[table]; }
   const GroupRef& ref() const { return ref_; }
   const std::string& address(int shard) const { return addresses_[shard]; }
   pid_t pid(int shard) const { return shards_[shard].pid(); }
@@ -62,6 +66,7 @@ class ServerGroup {
 
   const Options options_;
   GroupRef ref_;
+  std::vector<uint64_t> table_seeds_;
   std::vector<ChildProcess> shards_;
   std::vector<std::string> addresses_;
   std::unique_ptr<LeaderClient> leader_;
