@@ -15,6 +15,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <thread>
@@ -75,9 +76,8 @@ T CheckValue(absl::StatusOr<T> value, const std::string& what) {
 
 // A field of /proc/PID/status in bytes.
 double ProcessBytes(pid_t pid, const std::string& field) {
-  const std::string text =
-      CheckValue(ReadFile(absl::StrCat("/proc/", pid, "/status"), 1 << 16), "process status");
-  for (const absl::string_view line : absl::StrSplit(text, '\n')) {
+  std::ifstream status(absl::StrCat("/proc/", pid, "/status"));
+  for (std::string line; std::getline(status, line);) {
     if (!absl::StartsWith(line, field + ":")) continue;
     const std::vector<absl::string_view> words =
         absl::StrSplit(line, absl::ByAnyChar(" \t"), absl::SkipEmpty());
