@@ -187,17 +187,6 @@ class TransferService::PullHandler final : public BulkHandler {
   int64_t payload_bytes_ = 0;
 };
 
-std::unique_ptr<BulkHandler> TransferService::NewPushHandler() {
-  return std::make_unique<PushHandler>(this);
-}
-
-std::unique_ptr<BulkHandler> TransferService::NewPullHandler() {
-  return std::make_unique<PullHandler>(this);
-}
-
-void TransferService::RegisterMethods(BulkServer* server) {
-  server->RegisterMethod("/codistill.TensorTransfer/Push", [this] { return NewPushHandler(); });
-  server->RegisterMethod("/codistill.TensorTransfer/Pull", [this] { return NewPullHandler(); });
 // One request; then PullBegin, the rows frame by frame, each gathered straight into what is sent,
 // and PullEnd.
 class TransferService::PullRowsHandler final : public BulkHandler {
@@ -319,13 +308,23 @@ class TransferService::PullRowsHandler final : public BulkHandler {
   size_t sent_ = 0;  // rows
 };
 
+std::unique_ptr<BulkHandler> TransferService::NewPushHandler() {
+  return std::make_unique<PushHandler>(this);
+}
+
+std::unique_ptr<BulkHandler> TransferService::NewPullHandler() {
+  return std::make_unique<PullHandler>(this);
+}
+
+std::unique_ptr<BulkHandler> TransferService::NewPullRowsHandler() {
+  return std::make_unique<PullRowsHandler>(this);
+}
+
 void TransferService::RegisterMethods(BulkServer* server) {
-  server->RegisterMethod("/codistill.TensorTransfer/Push",
-                         [this] { return std::make_unique<PushHandler>(this); });
-  server->RegisterMethod("/codistill.TensorTransfer/Pull",
-                         [this] { return std::make_unique<PullHandler>(this); });
+  server->RegisterMethod("/codistill.TensorTransfer/Push", [this] { return NewPushHandler(); });
+  server->RegisterMethod("/codistill.TensorTransfer/Pull", [this] { return NewPullHandler(); });
   server->RegisterMethod("/codistill.TensorTransfer/PullRows",
-                         [this] { return std::make_unique<PullRowsHandler>(this); });
+                         [this] { return NewPullRowsHandler(); });
 }
 
 }  // namespace codistill

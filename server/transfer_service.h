@@ -23,6 +23,7 @@ class TransferService {
   // The handlers of one call each; RegisterMethods gives them to a server.
   std::unique_ptr<BulkHandler> NewPushHandler();
   std::unique_ptr<BulkHandler> NewPullHandler();
+  std::unique_ptr<BulkHandler> NewPullRowsHandler();
 
   // Before the server starts; this object outlives it.
   void RegisterMethods(BulkServer* server);
