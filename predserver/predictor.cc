@@ -145,7 +145,7 @@ absl::StatusOr<Prediction> Predictor::Answer(const Job& job) {
 }
 
 int64_t Predictor::LatestStep(const Version& held) const {
-  return std::max(options_.followed->group_state().version().step(), held.step());
+  return std::max(options_.followed->group_step(), held.step());
 }
 
 void Predictor::Finish(const Job& job, absl::StatusOr<Prediction> result) {

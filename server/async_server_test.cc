@@ -2,11 +2,13 @@
 
 #include <atomic>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "absl/time/clock.h"
+#include "common/base/mutex.h"
 #include "gtest/gtest.h"
 #include "server/server_harness.h"
 
@@ -129,6 +131,167 @@ TEST_F(AsyncServerTest, BoundedStalenessNeverExceedsItsBound) {
     EXPECT_LE(shard.max_update_lag, (kMany - 1) * (2 * kBound + 1));
   }
   RecordProperty("steps", static_cast<int>(nodes_[0].server->shard()->state().step));
+}
+
+// A worker of a real job, in short: what fails is given up and counted, and it registers again.
+class LossTest : public AsyncServerTest {
+ protected:
+  void SetUp() override {
+    AsyncServerTest::SetUp();
+    job_.mutable_groups(0)->set_num_workers(2);
+    job_.mutable_training()->set_update_mode(TrainingConfig::ASYNC);
+    job_.mutable_checkpoint()->set_directory(JoinPath(directory_, "checkpoints"));
+    job_.mutable_checkpoint()->set_every_steps(20);
+    job_.mutable_stop()->set_steps(100000);
+    job_.mutable_training()->set_publish_every_steps(1000);
+  }
+  void TearDown() override {
+    stop_.store(true);
+    for (std::thread& worker : workers_) worker.join();
+    AsyncServerTest::TearDown();
+  }
+
+  void Persist(int rank) {
+    workers_.emplace_back([this, rank] {
+      uint64_t end_example = 0, generation = 0;
+      int64_t completed = 0;
+      while (!stop_.load()) {
+        RegisterRequest request;
+        request.set_rank(rank);
+        request.set_process_nonce(50 + rank);
+        *request.mutable_tensors() = TestTensors().tensors();
+        request.set_generation(generation);
+        request.set_completed_step(completed);
+        request.set_end_example(end_example);
+        const auto me = leader_->Register(request, absl::Now() + absl::Seconds(2));
+        if (!me.ok()) {
+          absl::SleepFor(absl::Milliseconds(20));
+          continue;
+        }
+        generation = me->generation();
+        generations_[rank].store(generation);
+        completed = 0;
+        const std::unique_ptr<TensorClient> client = Client(*me);
+        WorkerModel model(map_);
+        absl::Status status;
+        int64_t next = 0;
+        while (status.ok() && !stop_.load()) {
+          GetAssignmentsRequest ask;
+          ask.set_generation(me->generation());
+          ask.set_rank(rank);
+          ask.set_incarnation(me->incarnation());
+          ask.set_first_step(next);
+          ask.set_max_assignments(1);
+          const auto reply = leader_->GetAssignments(ask, absl::Now() + absl::Seconds(2));
+          status = reply.status();
+          if (!status.ok()) break;
+          for (const Assignment& assignment : reply->assignments()) {
+            next = assignment.step() + 1;
+            {
+              MutexLock lock(&mu_);
+              EXPECT_TRUE(ranges_.insert(assignment.first_example()).second)
+                  << "example " << assignment.first_example() << " was handed out twice";
+            }
+            end_example = std::max<uint64_t>(end_example, assignment.first_example() + 4);
+            const auto pulled = client->Pull(TensorClient::Source::kAtLeastStep, me->generation(),
+                                             0, model.views, absl::Now() + absl::Seconds(2));
+            status = pulled.status();
+            if (!status.ok()) break;
+            TensorClient::PushHeader header;
+            header.generation = me->generation();
+            header.step = assignment.step();
+            header.rank = rank;
+            header.incarnation = me->incarnation();
+            const Version& version = pulled->version;
+            header.shard_steps = {version.shard_steps().begin(), version.shard_steps().end()};
+            header.shard_incarnations = {version.shard_incarnations().begin(),
+                                         version.shard_incarnations().end()};
+            header.end_example = assignment.first_example() + 4;
+            const auto pushed =
+                Finish(client->StartPush(header, absl::Now() + absl::Seconds(2)).get(), 0.001f);
+            completed = assignment.step();
+            status = pushed.status();
+            if (!status.ok()) break;
+            done_[rank].fetch_add(1);
+          }
+        }
+        absl::SleepFor(absl::Milliseconds(5));
+      }
+    });
+  }
+  int64_t Done() { return done_[0].load() + done_[1].load(); }
+  bool MovesOn() {
+    const int64_t before = Done();
+    return Eventually([&] { return Done() > before + 100; });
+  }
+
+  // As when the process is killed and started again on the same port.
+  void Replace(int shard) {
+    const std::string address = nodes_[shard].rpc->address();
+    nodes_[shard].Stop();
+    StartNode(shard, address);
+  }
+
+  // What the shards say they have applied is what the leader has counted.
+  void ExpectExact() {
+    stop_.store(true);
+    for (std::thread& worker : workers_) worker.join();
+    workers_.clear();
+    GroupLeader* const leader = nodes_[0].server->leader();
+    const auto exact = [&] {
+      const AsyncCounters c = leader->async_counters();
+      int64_t updates = 0;
+      for (Node& node : nodes_) updates += node.server->shard()->state().step;
+      return updates + lost_before_ == kShards * (c.whole() + c.rejected()) + c.partial_updates();
+    };
+    EXPECT_TRUE(Eventually(exact)) << leader->async_counters().ShortDebugString();
+  }
+
+  std::atomic<bool> stop_{false};
+  std::atomic<uint64_t> generations_[2] = {};
+  std::vector<std::thread> workers_;
+  Mutex mu_;
+  std::set<uint64_t> ranges_ ABSL_GUARDED_BY(mu_);
+  int64_t lost_before_ = 0;
+};
+
+TEST_F(LossTest, OnlyTheLostShardIsLoadedAgain) {
+  Start();
+  Persist(0);
+  Persist(1);
+  ASSERT_TRUE(Eventually([&] { return Done() > 100; }));
+  const uint64_t generation = generations_[0].load();
+  const int64_t step = nodes_[1].server->shard()->state().step;
+  Replace(1);
+  ASSERT_TRUE(MovesOn());
+  EXPECT_EQ(generations_[0].load(), generation);
+  EXPECT_EQ(generations_[1].load(), generation);
+  EXPECT_GE(nodes_[1].server->shard()->state().step, step);  // its count goes on
+  const AsyncCounters counts = nodes_[0].server->leader()->async_counters();
+  EXPECT_EQ(counts.shard_reloads(), 1);
+  EXPECT_EQ(nodes_[0].server->leader()->counters().restores, 0);
+}
+
+TEST_F(LossTest, ARestartedLeaderTakesOverTheShardThatIsLeft) {
+  Start();
+  Persist(0);
+  Persist(1);
+  ASSERT_TRUE(Eventually([&] { return Done() > 100; }));
+  const uint64_t generation = generations_[0].load();
+  const int64_t step = nodes_[1].server->shard()->state().step;
+  Replace(0);
+  ASSERT_TRUE(MovesOn());
+  EXPECT_EQ(generations_[0].load(), generation);
+  EXPECT_GE(nodes_[0].server->leader()->State(false).version().step(), step);
+  EXPECT_EQ(nodes_[1].server->shard()->counters().restores, 1);  // its own first
+}
+
+TEST_F(LossTest, UndisturbedCountsAreExact) {
+  Start();
+  Persist(0);
+  Persist(1);
+  ASSERT_TRUE(Eventually([&] { return Done() > 100; }));
+  ExpectExact();
 }
 
 }  // namespace

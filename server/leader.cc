@@ -16,6 +16,7 @@ namespace {
 
 constexpr absl::Duration kObserverInterval = absl::Milliseconds(20);
 constexpr absl::Duration kObserverSilence = absl::Seconds(1);
+constexpr absl::Duration kClaimCheck = absl::Milliseconds(500);
 constexpr absl::Duration kRateWindow = absl::Seconds(5);
 // ASYNC: how long the last cut waits for the other shards to come to the last step.
 constexpr absl::Duration kAsyncLastStep = absl::Seconds(2);
@@ -102,6 +103,7 @@ GroupState::Phase GroupLeader::PhaseNow() const {
   if (stage_ != Stage::kReady) {
     return opened_before_ ? GroupState::RESTORING : GroupState::STARTING;
   }
+  if (Reloading()) return GroupState::RESTORING;
   if (Finished()) return GroupState::FINISHED;
   if (!started_) return GroupState::STARTING;
   return paused_ ? GroupState::PAUSED : GroupState::TRAINING;
@@ -130,8 +132,39 @@ void GroupLeader::Fail(const std::string& message) {
   AnswerCheckpointWaiters(absl::FailedPreconditionError(message));
 }
 
+void GroupLeader::TickClaim(absl::Time now) {
+  if (claim_ == 0 || claim_in_flight_ || now - last_claim_check_ < kClaimCheck) return;
+  claim_in_flight_ = true;
+  last_claim_check_ = now;
+  effects_.push_back([this] {
+    options_.run_io([this] {
+      const absl::Status status =
+          directory_ == nullptr ? absl::OkStatus() : directory_->CheckClaim();
+      // A directory that cannot be read now says nothing about who owns it.
+      if (absl::IsFailedPrecondition(status)) directory_->LetGo();
+      Enter([&] { OnClaimChecked(status); });
+    });
+  });
+}
+
+void GroupLeader::OnClaimChecked(const absl::Status& status) {
+  claim_in_flight_ = false;
+  if (!absl::IsFailedPrecondition(status) || superseded_ || stopped_) return;
+  superseded_ = true;
+  claim_ = 0;
+  const std::string message =
+      absl::StrCat("the leader of group ", GroupName(), " ends: ", status.message());
+  Fail(message);
+  if (options_.on_superseded) {
+    effects_.push_back(
+        [this, message] { options_.on_superseded(absl::FailedPreconditionError(message)); });
+  }
+}
+
 absl::Status GroupLeader::CheckServing(uint64_t generation) const {
   if (stopped_) return absl::UnavailableError("the leader is gone");
+  // Whoever asks finds the newer leader, at the same address or another.
+  if (superseded_) return absl::UnavailableError(error_);
   if (failed_) return absl::FailedPreconditionError(error_);
   if (stage_ != Stage::kReady) {
     return absl::UnavailableError(absl::StrCat(
@@ -267,6 +300,7 @@ void GroupLeader::Tick() {
   Enter([this, now] {
     if (stopped_) return;
     ExpireAssignments(now);
+    TickClaim(now);
     if (!failed_) {
       TickProbes(now);
       TickRestore(now);

@@ -43,7 +43,8 @@ class GroupObserver {
 // Life: the shards are probed until all are there; the newest checkpoint is chosen; a new
 // generation begins and all shards load; when all workers have registered, training runs step by
 // step; at stop.steps the group is finished and keeps serving its last cut. A shard that comes back
-// as another process takes the whole group back to the last checkpoint under a new generation.
+// as another process takes the whole group back to the last checkpoint under a new generation; in
+// ASYNC it alone is loaded again, and a leader that was restarted goes on with the other shards.
 //
 // Everything happens in reaction to a call, to a link's answer, or to Tick, which the owner calls
 // some 50 times a second: with a simulated clock and fake links, tests drive it step by step.
@@ -60,6 +61,9 @@ class GroupLeader {
     std::vector<ShardLink*> links;  // by shard; not owned, outlive the leader's last callback
     Clock* clock = Clock::Real();
     FileSystem* file_system = FileSystem::Real();
+    // Optional: told once, without the lock, when a newer leader has claimed the group's checkpoint
+    // directory. This one decides nothing any more; its process should end with the error.
+    std::function<void(absl::Status)> on_superseded;
     // Runs a task that reads and writes files, tasks one after another. Null: a thread of its own.
     std::function<void(std::function<void()>)> run_io;
   };
@@ -132,6 +136,7 @@ class GroupLeader {
     absl::Time retry_restore = absl::InfinitePast();
     int64_t step = 0;          // ASYNC: its own count
     uint64_t incarnation = 0;  // RestoreRequest.shard_incarnation
+    bool keep = false;         // ASYNC: it has outlived the leader before
   };
   struct ParkedAssignments {
     GetAssignmentsRequest request;
@@ -174,7 +179,12 @@ class GroupLeader {
     uint64_t last_generation = 0;  // of an earlier leader; 0 = none, or not known
     std::unique_ptr<CheckpointManifest> manifest;
     std::vector<absl::Status> refused;
+    uint64_t claim = 0;
+    bool adopted = false;  // ASYNC: the generation of shards that are kept
   };
+
+  // Restores in a row without one committed step in between.
+  static constexpr int kMaxFruitlessRestores = 20;
 
   explicit GroupLeader(Options options);
   template <typename Body>
@@ -189,6 +199,9 @@ class GroupLeader {
   bool Finished() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   GroupState::Phase PhaseNow() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void NotePhase() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Looks whether the checkpoint directory is still this leader's.
+  void TickClaim(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void OnClaimChecked(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Fail(const std::string& message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status CheckServing(uint64_t generation) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void FillState(bool with_map, GroupState* state) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -233,9 +246,10 @@ class GroupLeader {
 
   // --- leader_checkpoint.cc
   bool SnapshotDue(int64_t step) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // Workers of a recurrent model bring their state with every step: which step a drain or people's
-  // checkpoint will be of is not known ahead.
-  bool StateWithEveryStep() const { return HasDirectory() && job_.model().states_size() > 0; }
+  // Workers of a recurrent model bring their state with every step: a worker that alone is
+  // restarted goes on from it, and which step a drain or people's checkpoint will be of is not
+  // known ahead.
+  bool StateWithEveryStep() const { return job_.model().states_size() > 0; }
   void StartCheckpoint(const CommitInFlight& commit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SendCheckpoint() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void OnCheckpointReply(uint64_t epoch, int64_t number, int shard,
@@ -254,7 +268,7 @@ class GroupLeader {
   void BeginRestore(const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Open() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Runs on the file thread, without the lock.
-  Opening ReadOpening(uint64_t at_least, const std::vector<Version>& except);
+  Opening ReadOpening(uint64_t at_least, uint64_t adopt, const std::vector<Version>& except);
   absl::Status CheckManifest(const CheckpointManifest& manifest) const;
   void OnOpened(uint64_t epoch, Opening opening) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   uint64_t NextIncarnation(uint64_t before) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -262,6 +276,17 @@ class GroupLeader {
   void OnRestoreReply(uint64_t epoch, int shard, const absl::StatusOr<RestoreReply>& reply)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void OnRestored() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  // --- leader_reload.cc
+  // A shard's process has taken what it held with it: in ASYNC it is loaded alone, where others are
+  // left; else the whole group is restored.
+  void LoseShard(int shard, const std::string& reason) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool Reloading() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void OnReloadOpened(uint64_t epoch, Opening opening) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // A shard that had made `from` updates goes on from what `manifest` has.
+  void CountLostUpdates(int shard, int64_t from, const CheckpointManifest* manifest)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void OnReloaded() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   Options options_;  // not changed after Create
   const JobConfig& job_;
@@ -295,10 +320,18 @@ class GroupLeader {
   bool paused_ ABSL_GUARDED_BY(mu_) = false;
   bool failed_ ABSL_GUARDED_BY(mu_) = false;
   std::string error_ ABSL_GUARDED_BY(mu_);
+  bool superseded_ ABSL_GUARDED_BY(mu_) = false;  // failed_ too, but others go on without us
+  uint64_t claim_ ABSL_GUARDED_BY(mu_) = 0;       // number of our claim; 0 = no directory
+  bool claim_in_flight_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Time last_claim_check_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
   std::string manifest_ ABSL_GUARDED_BY(mu_);  // what this generation began from; empty: initial
   std::unique_ptr<CheckpointManifest> origin_ ABSL_GUARDED_BY(mu_);  // the same; null: initial
   bool taken_up_ ABSL_GUARDED_BY(mu_) = false;  // an earlier leader had this group
   std::vector<Version> unloadable_ ABSL_GUARDED_BY(mu_);
+  bool adopting_ ABSL_GUARDED_BY(mu_) = false;      // ASYNC: kept shards are being taken over
+  int64_t furthest_step_ ABSL_GUARDED_BY(mu_) = 0;  // any rank's own step on them
+  bool reload_known_ ABSL_GUARDED_BY(mu_) = false;  // what lost shards are loaded from: reload_
+  std::unique_ptr<CheckpointManifest> reload_ ABSL_GUARDED_BY(mu_);  // null: initial weights
   int fruitless_restores_ ABSL_GUARDED_BY(mu_) = 0;  // since the last committed step
   std::vector<ShardState> shards_ ABSL_GUARDED_BY(mu_);
   absl::Time ready_since_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
@@ -317,7 +350,7 @@ class GroupLeader {
   uint64_t async_cursor_ ABSL_GUARDED_BY(mu_) = 0;
   std::map<int32_t, AsyncRank> async_ranks_ ABSL_GUARDED_BY(mu_);
   WorkerClocks clocks_ ABSL_GUARDED_BY(mu_);
-  PushLedger ledger_ ABSL_GUARDED_BY(mu_);
+  AsyncLedger ledger_ ABSL_GUARDED_BY(mu_);
   AsyncCounters async_totals_ ABSL_GUARDED_BY(mu_);  // what the ledger does not count
   // By rank. SYNC: those of step_, where it was asked for them; ASYNC: the newest of each rank.
   std::map<int32_t, std::string> worker_states_ ABSL_GUARDED_BY(mu_);

@@ -38,6 +38,14 @@ absl::StatusOr<RegisterReply> GroupLeader::Register(const RegisterRequest& reque
                        ": its archive is not the group's model: ", difference));
       return;
     }
+    // The step whose decision is on its way may have this rank's push in it, and its state after
+    // it. The next process is to go on from there.
+    if (sync_ && StateWithEveryStep() && commit_ != nullptr && !commit_->again &&
+        !membership_.Is(request.rank(), request.process_nonce())) {
+      result = absl::UnavailableError(absl::StrCat("step ", commit_->request.step(), " of group ",
+                                                   GroupName(), " is being decided; try again"));
+      return;
+    }
     const uint64_t before = membership_.incarnation(request.rank());
     const absl::StatusOr<uint64_t> incarnation = membership_.Register(request, now);
     if (!incarnation.ok()) {
@@ -76,7 +84,12 @@ absl::StatusOr<RegisterReply> GroupLeader::Register(const RegisterRequest& reque
       for (const ShardState& shard : shards_) reply.mutable_version()->add_shard_steps(shard.step);
     }
     reply.set_num_workers(num_workers_);
-    if (origin_ != nullptr) {
+    const auto state = worker_states_.find(request.rank());
+    if (StateWithEveryStep() && state != worker_states_.end()) {
+      // As it is now, for a process that takes the place of a lost one.
+      reply.set_worker_state(state->second);
+      reply.set_worker_state_step(step_);
+    } else if (origin_ != nullptr) {
       for (const WorkerState& state : origin_->worker_states()) {
         if (state.rank() != request.rank()) continue;
         reply.set_worker_state(state.state());
@@ -129,7 +142,7 @@ bool GroupLeader::TryAssign(const GetAssignmentsRequest& request, GetAssignments
     return true;
   }
   // After the last step workers wait for its checkpoint: until then they may be needed again.
-  if (!started_ || step_ >= stop_steps_) return false;
+  if (!started_ || Reloading() || step_ >= stop_steps_) return false;
   if (sync_) {
     AssignSync(request, reply);
   } else {
@@ -270,6 +283,7 @@ absl::StatusOr<HeartbeatReply> GroupLeader::Heartbeat(const HeartbeatRequest& re
     if (status.ok() && membership_.incarnation(request.rank()) == request.incarnation()) {
       membership_.Heartbeat(request, now);
     }
+    if (status.ok() && superseded_) status = absl::UnavailableError(error_);
     if (status.ok() && failed_) status = absl::FailedPreconditionError(error_);
     if (!status.ok()) {
       result = status;

@@ -10,6 +10,7 @@
 #include "gtest/gtest.h"
 #include "server/leader.h"
 #include "server/leader_harness.h"
+#include "server/test_model.h"
 
 // The leader of groups whose pushes are applied as they come: bounds on staleness, exact counts.
 namespace codistill {
@@ -158,11 +159,125 @@ TEST_F(LeaderAsyncTest, WholePartialAndLostPushesAreCountedAndKept) {
   leader_->Checkpoint([](absl::StatusOr<CheckpointReply> reply) { ASSERT_TRUE(reply.ok()); });
   Ask(0);
   Whole(0, 6);
-  for (auto& shard : shards_) shard->generation = 0;  // all of them are lost with the leader
+  for (auto& shard : shards_) {  // all of them are lost with the leader
+    shard->generation = 0;
+    shard->nonce += 100;
+  }
   Start();
   EXPECT_EQ(leader_->async_counters().partial(), 1);
   EXPECT_EQ(leader_->async_counters().whole(), 2);
   EXPECT_EQ(leader_->async_counters().lost(), 3);  // not settled yet when the checkpoint was taken
+}
+
+TEST_F(LeaderAsyncTest, OnlyTheLostShardIsLoadedAgain) {
+  UseCheckpoints(4);
+  Start();
+  const uint64_t generation = State().version().generation();
+  Ask(0, 0, 12);
+  for (int64_t step = 1; step <= 6; ++step) Whole(0, step);
+  ASSERT_TRUE(Decide(0, 0, 7).ok());  // on its way to shard 1
+  ASSERT_THAT(Files(), testing::Contains("MANIFEST-1-4"));
+  const uint64_t before = shards_[1]->incarnation;
+  const size_t others = shards_[0]->restores.size();
+  shards_[1]->nonce = 200;
+  shards_[1]->generation = 0;
+  shards_[1]->step = 0;
+  shards_[1]->restore_error = absl::UnavailableError("starting");
+  Pass(absl::Seconds(1));
+  EXPECT_EQ(Phase(), GroupState::RESTORING);
+  const auto held = Ask(0, 13);  // nobody begins a step meanwhile
+  EXPECT_FALSE(held->answered);
+  EXPECT_TRUE(Register(0).ok());  // and nobody is sent away
+  shards_[1]->restore_error = absl::OkStatus();
+  Pass(absl::Seconds(1));
+  EXPECT_EQ(Phase(), GroupState::TRAINING);
+  EXPECT_EQ(State().version().generation(), generation);
+  EXPECT_EQ(shards_[0]->restores.size(), others);
+  const RestoreRequest& restore = shards_[1]->restores.back();
+  EXPECT_EQ(restore.generation(), generation);
+  EXPECT_EQ(restore.manifest(), "MANIFEST-1-4");
+  EXPECT_EQ(restore.min_step(), 6);
+  EXPECT_GT(restore.shard_incarnation(), before);
+  EXPECT_FALSE(restore.keep());
+  EXPECT_TRUE(held->answered);
+  AsyncCounters counts = leader_->async_counters();
+  EXPECT_EQ(counts.shard_reloads(), 1);
+  EXPECT_EQ(counts.lost_updates(), 3);  // it had 3 when shard 0 had the checkpoint's 4
+  EXPECT_EQ(counts.whole(), 6);
+  EXPECT_EQ(counts.partial(), 1);
+  // A cut that all have, for those who follow.
+  EXPECT_EQ(State().newest_cut().step(), 7);
+  // A late report of the process before is none.
+  const uint64_t present = shards_[1]->incarnation;
+  shards_[1]->incarnation = before;
+  ASSERT_TRUE(Decide(0, 1, 7).ok());
+  shards_[1]->incarnation = present;
+  Whole(0, 8);
+  counts = leader_->async_counters();
+  EXPECT_EQ(counts.whole(), 7);
+  EXPECT_EQ(counts.partial(), 1);
+  EXPECT_EQ(leader_->GetHistory().restores(), 0);
+}
+
+TEST_F(LeaderAsyncTest, ARestartedLeaderGoesOnWithTheShardsThatAreLeft) {
+  UseCheckpoints(4);
+  Start();
+  const uint64_t generation = State().version().generation();
+  const auto given = Ask(0, 0, 12);
+  for (int64_t step = 1; step <= 6; ++step) Whole(0, step);
+  ASSERT_TRUE(Decide(0, 1, 7).ok());  // shard 0 dies before it, and its leader with it
+  shards_[0]->nonce = 200;
+  shards_[0]->generation = 0;
+  shards_[0]->step = 0;
+  shards_[1]->end_example = 7 * 4;
+  shards_[1]->furthest_step = 7;
+  const uint64_t kept = shards_[1]->incarnation;
+  Make();
+  Pass(absl::Seconds(1));
+  EXPECT_EQ(State().version().generation(), generation);
+  EXPECT_TRUE(shards_[1]->restores.back().keep());
+  EXPECT_EQ(shards_[1]->restores.back().leader_nonce(), nonce_);
+  EXPECT_EQ(shards_[1]->incarnation, kept);
+  EXPECT_FALSE(shards_[0]->restores.back().keep());
+  EXPECT_EQ(shards_[0]->restores.back().manifest(), "MANIFEST-1-4");
+  EXPECT_EQ(shards_[0]->restores.back().min_step(), 7);
+  EXPECT_EQ(StepNow(), 7);
+  EXPECT_EQ(State().newest_cut().step(), 7);
+  // The worker that is left knows what else was handed out; nothing is handed out twice.
+  RegisterRequest request;
+  request.set_rank(0);
+  request.set_process_nonce(1000);
+  *request.mutable_tensors() = TestTensors().tensors();
+  request.set_generation(generation);
+  request.set_end_example(given->reply->assignments(11).first_example() + 4);
+  const auto registered = leader_->Register(request);
+  ASSERT_TRUE(registered.ok()) << registered.status();
+  EXPECT_EQ(registered->generation(), generation);
+  replies_[0] = *registered;
+  ASSERT_TRUE(Register(1).ok());
+  const auto asked = Ask(0);
+  ASSERT_TRUE(asked->answered);
+  EXPECT_EQ(asked->reply->assignments(0).first_example(), 12u * 4);
+  EXPECT_EQ(asked->reply->assignments(0).step(), 8);
+  EXPECT_EQ(leader_->async_counters().lost_updates(), 3);
+  Whole(0, 8);
+  EXPECT_EQ(StepNow(), 8);
+}
+
+TEST_F(LeaderAsyncTest, WithAllShardsLostTheGroupIsRestored) {
+  UseCheckpoints(4);
+  Start();
+  Ask(0, 0, 12);
+  for (int64_t step = 1; step <= 6; ++step) Whole(0, step);
+  for (auto& shard : shards_) {
+    shard->nonce += 100;
+    shard->generation = 0;
+  }
+  Make();
+  Pass(absl::Seconds(1));
+  EXPECT_EQ(State().version().generation(), 2u);
+  EXPECT_EQ(StepNow(), 4);
+  for (auto& shard : shards_) EXPECT_FALSE(shard->restores.back().keep());
 }
 
 // Four workers, one of them ten times slower, reports that take their time, workers that are killed

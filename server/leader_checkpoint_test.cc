@@ -29,8 +29,8 @@ TEST_F(LeaderTest, NextLeaderTakesUpTheNewestCheckpoint) {
   MustEnd(1, 0, 5);
   MustEnd(1, 1, 5);
   Run(6, 7);
-  EXPECT_THAT(Files(), ElementsAre("CLAIM", "GENERATION", "MANIFEST-1-5", "shard-0-of-2-1-5-0",
-                                   "shard-1-of-2-1-5-0"));
+  EXPECT_THAT(Files(), ElementsAre("CLAIM", "CLAIM-1", "GENERATION", "MANIFEST-1-5",
+                                   "shard-0-of-2-1-5-0", "shard-1-of-2-1-5-0"));
   Start();  // another leader, as after a crash
   EXPECT_EQ(State().version().generation(), 2u);
   EXPECT_EQ(StepNow(), 5);
@@ -100,14 +100,18 @@ TEST_F(LeaderTest, CheckpointAShardCannotLoadIsPassedOver) {
   EXPECT_EQ(StepNow(), 5);
 }
 
-TEST_F(LeaderTest, SecondLeaderIsKeptOutOfTheDirectory) {
+TEST_F(LeaderTest, TheSecondLeaderTakesTheDirectory) {
   UseCheckpoints(5);
   Start();
   const std::unique_ptr<GroupLeader> first = std::move(leader_);
   Make();
-  Pass(absl::Seconds(1));
-  EXPECT_EQ(Phase(), GroupState::FAILED);
-  EXPECT_THAT(State().error(), HasSubstr(JoinPath(directory_, "alpha")));
+  Pass(absl::Seconds(1));  // waits for the first, which hangs
+  EXPECT_EQ(Phase(), GroupState::STARTING);
+  EXPECT_EQ(State().version().generation(), 2u);
+  first->Tick();
+  EXPECT_EQ(first->State(false).phase(), GroupState::FAILED);
+  EXPECT_THAT(first->State(false).error(), HasSubstr(JoinPath(directory_, "alpha")));
+  EXPECT_EQ(superseded_.code(), absl::StatusCode::kFailedPrecondition);
 }
 
 TEST_F(LeaderTest, CheckpointOfAnotherJobIsRefused) {
@@ -172,7 +176,7 @@ TEST_F(LeaderTest, KeepsSoManyCheckpoints) {
   int manifests = 0;
   for (const std::string& name : Files()) manifests += name.rfind("MANIFEST", 0) == 0 ? 1 : 0;
   EXPECT_EQ(manifests, 3);
-  EXPECT_EQ(Files().size(), 2u + 3 * 3);
+  EXPECT_EQ(Files().size(), 3u + 3 * 3);  // CLAIM, CLAIM-1 and GENERATION
 }
 
 TEST_F(LeaderTest, CheckpointOnRequestBringsWorkerState) {

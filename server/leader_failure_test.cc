@@ -1,7 +1,9 @@
 #include <string>
 
 #include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
 #include "absl/time/time.h"
+#include "common/checkpoint/directory_claim.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/leader.h"
@@ -218,6 +220,54 @@ TEST_F(LeaderTest, CommitThatAShardCannotMakeRestoresTheGroup) {
   Pass(absl::Seconds(1));
   EXPECT_GT(State().version().generation(), generation);
   EXPECT_EQ(Phase(), GroupState::TRAINING);
+}
+
+TEST_F(LeaderTest, TheStateOfAWorkerThatAloneIsRestartedSurvives) {
+  job_.mutable_model()->add_states()->set_name("h");
+  Start();
+  for (int64_t step = 1; step <= 3; ++step) {
+    EXPECT_TRUE(Ask(0)->reply->assignments(0).want_worker_state());
+    for (int rank = 0; rank < 2; ++rank) {
+      MustEnd(rank, 0, step, true, absl::StrCat("state of ", rank, " after ", step));
+      MustEnd(rank, 1, step);
+    }
+  }
+  ASSERT_TRUE(Register(1, /*process=*/77).ok());
+  EXPECT_EQ(replies_[1].worker_state(), "state of 1 after 3");
+  EXPECT_EQ(replies_[1].worker_state_step(), 3);
+  // While a step is on its way to the shards it is not known which state that will be.
+  shards_[1]->hold_commits = true;
+  for (int rank = 0; rank < 2; ++rank) {
+    MustEnd(rank, 0, 4, true, absl::StrCat("state of ", rank, " after 4"));
+    MustEnd(rank, 1, 4);
+  }
+  EXPECT_EQ(Register(1, /*process=*/78).code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(Register(0).ok());  // the same process is only looking
+  shards_[1]->hold_commits = false;
+  shards_[1]->Release();
+  ASSERT_TRUE(Register(1, /*process=*/78).ok());
+  EXPECT_EQ(replies_[1].worker_state(), "state of 1 after 4");
+  EXPECT_EQ(Ask(1)->reply->assignments(0).step(), 5);
+}
+
+TEST_F(LeaderTest, OfTwoLeadersOnOneDirectoryTheOlderEnds) {
+  UseCheckpoints(5);
+  Start();
+  Run(1, 3);
+  const auto newer = DirectoryClaim::Take(JoinPath(directory_, "alpha"), "CLAIM", "node7");
+  ASSERT_TRUE(newer.ok()) << newer.status();
+  Pass(absl::Seconds(1));
+  EXPECT_EQ(Phase(), GroupState::FAILED);
+  EXPECT_THAT(State().error(), HasSubstr("the leader of group alpha ends: a newer process"));
+  EXPECT_THAT(State().error(), HasSubstr("node7"));
+  EXPECT_EQ(superseded_.code(), absl::StatusCode::kFailedPrecondition);
+  // It decides nothing more, and sends workers to the newer one instead of away.
+  const size_t commits = shards_[0]->commits.size();
+  EXPECT_EQ(End(0, 0, 4).code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(Register(0).code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(HeartbeatStatus(0).code(), absl::StatusCode::kUnavailable);
+  Pass(absl::Seconds(2));
+  EXPECT_EQ(shards_[0]->commits.size(), commits);
 }
 
 TEST_F(LeaderTest, RestoringForEverIsAFailure) {

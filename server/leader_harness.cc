@@ -28,12 +28,18 @@ void PuppetShard::Restore(const RestoreRequest& request, absl::Duration, Done<Re
     if (restore_errors > 0 && --restore_errors == 0) restore_error = absl::OkStatus();
     return done(error);
   }
-  generation = request.generation();
-  Version version;
-  ParseManifestName(request.manifest(), &version);
-  step = request.manifest().empty() ? 0 : version.step();
-  incarnation = request.shard_incarnation();
   RestoreReply reply;
+  if (request.keep()) {
+    if (generation != request.generation()) return done(absl::FailedPreconditionError("lost"));
+    reply.set_end_example(end_example);
+    reply.set_furthest_step(furthest_step);
+  } else {
+    generation = request.generation();
+    Version version;
+    ParseManifestName(request.manifest(), &version);
+    step = std::max(request.manifest().empty() ? 0 : version.step(), request.min_step());
+    incarnation = request.shard_incarnation();
+  }
   reply.set_step(step);
   reply.set_process_nonce(nonce);
   reply.set_shard_incarnation(incarnation);
@@ -116,6 +122,7 @@ void LeaderTest::Make() {
   options.clock = &clock_;
   options.file_system = &disk_;
   options.run_io = [](std::function<void()> task) { task(); };
+  options.on_superseded = [this](absl::Status status) { superseded_ = std::move(status); };
   auto leader = GroupLeader::Create(options);
   ASSERT_TRUE(leader.ok()) << leader.status();
   leader_ = *std::move(leader);

@@ -43,6 +43,8 @@ class PuppetShard final : public ShardLink {
   uint64_t nonce = 100;
   uint64_t generation = 0;
   uint64_t incarnation = 0;
+  uint64_t end_example = 0;   // of pushes seen
+  int64_t furthest_step = 0;  // own step of a rank
   int64_t step = 0;
   absl::Status restore_error, commit_error, write_error;
   int restore_errors = 0;  // 0 = for ever
@@ -108,6 +110,7 @@ class LeaderTest : public testing::Test {
   std::vector<std::unique_ptr<PuppetShard>> shards_;
   std::map<int, RegisterReply> replies_;  // by rank, the last
   std::unique_ptr<GroupLeader> leader_;
+  absl::Status superseded_;  // what the leader said when a newer one came
 };
 
 }  // namespace codistill

@@ -16,8 +16,6 @@ constexpr absl::Duration kProbeInterval = absl::Milliseconds(500);
 constexpr absl::Duration kProbeTimeout = absl::Seconds(2);
 constexpr absl::Duration kRestoreTimeout = absl::Minutes(10);
 constexpr absl::Duration kRestoreRetry = absl::Milliseconds(500);
-// Restores in a row without one committed step in between.
-constexpr int kMaxFruitlessRestores = 20;
 
 }  // namespace
 
@@ -83,7 +81,7 @@ void GroupLeader::OnProbeReply(uint64_t epoch, int s, bool was_loaded,
   if (shard.loaded && !was_loaded) return;
   if (shard.loaded && (another || reply->generation() != generation_)) {
     // A shard that was only out of reach still has everything, and training just goes on with it.
-    BeginRestore(absl::StrCat("shard ", s, " of group ", GroupName(),
+    LoseShard(s, absl::StrCat("shard ", s, " of group ", GroupName(),
                               another ? " was restarted" : " has lost its generation"));
     shards_[s].generation = reply->generation();
     return;
@@ -130,24 +128,32 @@ void GroupLeader::Open() {
       absl::StrCat("group ", GroupName(), " begins another generation; register again"));
   FailAssignments(aborted);
   AnswerCheckpointWaiters(aborted);
-  uint64_t at_least = generation_ + 1;
+  uint64_t at_least = generation_ + 1, newest = 0;
   for (ShardState& shard : shards_) {
+    newest = std::max(newest, shard.generation);
     shard.loaded = false;
     shard.restore_in_flight = false;
     shard.retry_restore = absl::InfinitePast();
     at_least = std::max(at_least, shard.generation + 1);
   }
-  effects_.push_back([this, epoch = epoch_, at_least, except = unloadable_] {
-    options_.run_io([this, epoch, at_least, except] {
-      auto opening = std::make_shared<Opening>(ReadOpening(at_least, except));
+  // ASYNC: a restarted leader goes on with the shards that have outlived the one before.
+  const uint64_t adopt = sync_ || opened_before_ ? 0 : newest;
+  effects_.push_back([this, epoch = epoch_, at_least, adopt, except = unloadable_] {
+    options_.run_io([this, epoch, at_least, adopt, except] {
+      auto opening = std::make_shared<Opening>(ReadOpening(at_least, adopt, except));
       Enter([&] { OnOpened(epoch, std::move(*opening)); });
     });
   });
 }
 
-GroupLeader::Opening GroupLeader::ReadOpening(uint64_t at_least,
+GroupLeader::Opening GroupLeader::ReadOpening(uint64_t at_least, uint64_t adopt,
                                               const std::vector<Version>& except) {
   Opening opening;
+  if (!HasDirectory() && adopt > 0) {
+    opening.generation = adopt;
+    opening.adopted = true;
+    return opening;
+  }
   if (!HasDirectory()) {
     // Nothing remembers the last generation but time, which goes on across restarts.
     opening.generation = std::max(at_least, static_cast<uint64_t>(std::max<int64_t>(
@@ -159,6 +165,7 @@ GroupLeader::Opening GroupLeader::ReadOpening(uint64_t at_least,
       CODISTILL_ASSIGN_OR_RETURN(directory_,
                                  CheckpointCatalog::Claim(directory_path_, options_.file_system));
       CODISTILL_ASSIGN_OR_RETURN(const int swept, directory_->SweepOrphans());
+      opening.claim = directory_->claim_number();
       if (swept > 0) {
         LOG(INFO) << directory_path_ << ": removed " << swept
                   << " files that belong to no checkpoint";
@@ -169,6 +176,11 @@ GroupLeader::Opening GroupLeader::ReadOpening(uint64_t at_least,
     opening.refused = std::move(newest.refused);
     if (opening.manifest != nullptr) CODISTILL_RETURN_IF_ERROR(CheckManifest(*opening.manifest));
     CODISTILL_ASSIGN_OR_RETURN(opening.last_generation, directory_->LastGeneration());
+    if (adopt > 0 && adopt >= opening.last_generation) {
+      opening.generation = adopt;
+      opening.adopted = true;
+      return absl::OkStatus();
+    }
     opening.generation = std::max(at_least, opening.last_generation + 1);
     return directory_->BeginGeneration(opening.generation);
   }();
@@ -203,6 +215,7 @@ absl::Status GroupLeader::CheckManifest(const CheckpointManifest& manifest) cons
 }
 
 void GroupLeader::OnOpened(uint64_t epoch, Opening opening) {
+  if (opening.claim != 0) claim_ = opening.claim;
   if (epoch != epoch_ || failed_ || stopped_) return;
   for (const absl::Status& status : opening.refused) {
     LOG(ERROR) << "group " << GroupName() << ": a checkpoint is passed over: " << status.message();
@@ -219,13 +232,20 @@ void GroupLeader::OnOpened(uint64_t epoch, Opening opening) {
     taken_up_ = true;
     LOG(ERROR) << "group " << GroupName()
                << ": an earlier leader trained this group, and the job has no "
-                  "checkpoint.directory: training starts over from the initial weights";
+                  "checkpoint.directory: "
+               << (opening.adopted ? "lost shards start" : "training starts")
+               << " over from the initial weights";
   }
   origin_ = std::move(opening.manifest);
   manifest_ = origin_ == nullptr ? "" : ManifestName(origin_->version());
   stage_ = Stage::kRestoring;
-  for (ShardState& shard : shards_) shard.incarnation = NextIncarnation(shard.incarnation);
-  LOG(INFO) << "group " << GroupName() << ": generation " << generation_ << " begins from "
+  adopting_ = opening.adopted;
+  for (ShardState& shard : shards_) {
+    shard.keep = adopting_ && shard.generation == generation_;
+    shard.incarnation = NextIncarnation(shard.incarnation);
+  }
+  LOG(INFO) << "group " << GroupName() << ": generation " << generation_
+            << (adopting_ ? " goes on, lost shards from " : " begins from ")
             << (manifest_.empty() ? "the initial weights" : manifest_);
   TickRestore(options_.clock->Now());
 }
@@ -239,10 +259,21 @@ uint64_t GroupLeader::NextIncarnation(uint64_t before) const {
 }
 
 void GroupLeader::TickRestore(absl::Time now) {
-  if (stage_ != Stage::kRestoring || failed_) return;
+  const bool reload = Reloading() && reload_known_;
+  if ((stage_ != Stage::kRestoring && !reload) || failed_) return;
+  // Those that are kept come first: the others count on from where they have come to.
+  const bool kept_first = std::any_of(shards_.begin(), shards_.end(), [](const ShardState& shard) {
+    return shard.keep && !shard.loaded;
+  });
+  int64_t newest = 0;
+  for (const ShardState& shard : shards_) {
+    if (shard.keep) newest = std::max(newest, shard.step);
+  }
   for (int s = 0; s < num_shards_; ++s) {
     ShardState& shard = shards_[s];
     if (shard.loaded || shard.restore_in_flight || now < shard.retry_restore) continue;
+    if (kept_first && !shard.keep) continue;
+    if (adopting_ && !shard.keep) shard.step = std::max(shard.step, newest);
     shard.restore_in_flight = true;
     RestoreRequest request;
     *request.mutable_group() = Ref();
@@ -250,7 +281,14 @@ void GroupLeader::TickRestore(absl::Time now) {
     request.set_leader_nonce(options_.nonce);
     request.set_leader_address(address_);
     request.set_shard_map_digest(options_.map_digest);
-    request.set_manifest(manifest_);
+    request.set_keep(shard.keep);
+    request.set_leader_claim(claim_);
+    if (reload) {
+      if (reload_ != nullptr) request.set_manifest(ManifestName(reload_->version()));
+    } else {
+      request.set_manifest(manifest_);
+    }
+    if (reload || adopting_) request.set_min_step(shard.step);
     request.set_shard_incarnation(shard.incarnation);
     effects_.push_back([this, s, epoch = epoch_, request = std::move(request)] {
       options_.links[s]->Restore(request, kRestoreTimeout,
@@ -262,8 +300,11 @@ void GroupLeader::TickRestore(absl::Time now) {
 }
 
 void GroupLeader::OnRestoreReply(uint64_t epoch, int s, const absl::StatusOr<RestoreReply>& reply) {
-  if (epoch != epoch_ || failed_ || stopped_ || stage_ != Stage::kRestoring) return;
+  if (epoch != epoch_ || failed_ || stopped_) return;
+  const bool reload = Reloading();
+  if (stage_ != Stage::kRestoring && !reload) return;
   ShardState& shard = shards_[s];
+  const CheckpointManifest* const from = reload ? reload_.get() : origin_.get();
   shard.restore_in_flight = false;
   if (!reply.ok()) {
     const absl::Status& status = reply.status();
@@ -272,10 +313,14 @@ void GroupLeader::OnRestoreReply(uint64_t epoch, int s, const absl::StatusOr<Res
     if (absl::IsUnavailable(status) || absl::IsDeadlineExceeded(status) ||
         absl::IsResourceExhausted(status)) {
       shard.retry_restore = options_.clock->Now() + kRestoreRetry;
-    } else if (origin_ != nullptr && (absl::IsDataLoss(status) || absl::IsNotFound(status))) {
-      LOG(ERROR) << who << " cannot load " << manifest_ << ": " << status.message();
-      unloadable_.push_back(origin_->version());
-      BeginRestore("an older checkpoint is tried");
+    } else if (shard.keep) {
+      shard.generation = 0;  // it was lost in the meantime
+      BeginRestore(absl::StrCat(who, " could not be taken over: ", status.message()));
+    } else if (from != nullptr && (absl::IsDataLoss(status) || absl::IsNotFound(status))) {
+      LOG(ERROR) << who << " cannot load " << ManifestName(from->version()) << ": "
+                 << status.message();
+      unloadable_.push_back(from->version());
+      LoseShard(s, "an older checkpoint is tried");
     } else if (absl::IsFailedPrecondition(status) && shard.generation >= generation_) {
       BeginRestore(absl::StrCat(who, " is in generation ", shard.generation));
     } else {
@@ -286,6 +331,13 @@ void GroupLeader::OnRestoreReply(uint64_t epoch, int s, const absl::StatusOr<Res
   shard.loaded = true;
   shard.nonce = reply->process_nonce();
   shard.generation = generation_;
+  if (shard.keep) {
+    shard.incarnation = reply->shard_incarnation();
+    async_cursor_ = std::max<uint64_t>(async_cursor_, reply->end_example());
+    furthest_step_ = std::max(furthest_step_, reply->furthest_step());
+  } else if (reload || adopting_) {
+    CountLostUpdates(s, shard.step, from);
+  }
   shard.step = reply->step();
   const int64_t expected = origin_ == nullptr ? 0 : origin_->version().step();
   if (sync_ && reply->step() != expected) {
@@ -294,7 +346,13 @@ void GroupLeader::OnRestoreReply(uint64_t epoch, int s, const absl::StatusOr<Res
     return;
   }
   if (std::all_of(shards_.begin(), shards_.end(), [](const ShardState& x) { return x.loaded; })) {
-    OnRestored();
+    if (reload) {
+      OnReloaded();
+    } else {
+      OnRestored();
+    }
+  } else {
+    TickRestore(options_.clock->Now());
   }
 }
 
@@ -323,6 +381,11 @@ void GroupLeader::OnRestored() {
     }
   }
   base_step_ = step_;
+  if (adopting_) {
+    for (const ShardState& shard : shards_) step_ = std::max(step_, shard.step);
+    LOG(INFO) << "group " << GroupName() << ": goes on from step " << step_ << ", example "
+              << std::max(async_cursor_, base_example_);
+  }
   // Examples are used once: what was handed out before is not handed out again.
   async_cursor_ = std::max(async_cursor_, base_example_);
   async_ranks_.clear();
@@ -331,9 +394,12 @@ void GroupLeader::OnRestored() {
     ledger_.Abandon();
     // A rank's own count starts where its share of the group's steps has come to.
     for (int32_t rank = 0; rank < num_workers_; ++rank) {
-      async_ranks_[rank].next_step = step_ / num_workers_ + 1;
-      clocks_.Join(rank, step_ / num_workers_);
+      // It must not be behind what shards that were kept have seen of it.
+      const int64_t done = std::max(step_ / num_workers_, furthest_step_);
+      async_ranks_[rank].next_step = done + 1;
+      clocks_.Join(rank, done);
     }
+    furthest_step_ = 0;
   }
   async_final_ = false;
   async_last_step_ = step_ >= stop_steps_ ? now : absl::InfiniteFuture();
@@ -348,7 +414,9 @@ void GroupLeader::OnRestored() {
       base_seconds_ = origin_->training_seconds();
       membership_.Load(*origin_, saved.totals());
       ledger_.Load(saved.async());
+      const int64_t lost_now = async_totals_.lost_updates();  // of shards loaded just now
       async_totals_ = saved.async();
+      async_totals_.set_lost_updates(async_totals_.lost_updates() + lost_now);
     }
     if (taken_up_) restores_ += saved.restores() + 1;
     last_commit_ = now;
@@ -361,6 +429,13 @@ void GroupLeader::OnRestored() {
   rate_.clear();
   stage_ = Stage::kReady;
   changed_ = true;
+  if (adopting_) {
+    // No cut is on all shards. What is there is not told; the next one is made at once.
+    newest_cut_ = origin_ == nullptr ? 0 : origin_->version().step();
+    OnReloaded();
+  }
+  adopting_ = false;
+  for (ShardState& shard : shards_) shard.keep = false;
 }
 
 }  // namespace codistill

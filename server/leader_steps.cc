@@ -114,7 +114,7 @@ uint64_t GroupLeader::NextExample() const {
 }
 
 void GroupLeader::TryDecide() {
-  if (stage_ != Stage::kReady || failed_ || stopped_ || commit_ != nullptr) return;
+  if (stage_ != Stage::kReady || failed_ || stopped_ || commit_ != nullptr || Reloading()) return;
   if (snapshot_now_ && checkpoint_ == nullptr) {
     snapshot_now_ = false;
     auto commit = std::make_unique<CommitInFlight>();
@@ -213,8 +213,8 @@ void GroupLeader::OnCommitReply(uint64_t epoch, int shard,
       commit_->retry = options_.clock->Now() + kRetryDelay;  // the shard may only be slow
       return;
     }
-    BeginRestore(absl::StrCat("shard ", shard, " did not commit step ", commit_->request.step(),
-                              ": ", reply.status().message()));
+    LoseShard(shard, absl::StrCat("shard ", shard, " did not commit step ", commit_->request.step(),
+                                  ": ", reply.status().message()));
     return;
   }
   commit_->acknowledged[shard] = true;

@@ -48,6 +48,9 @@ absl::Status RunServer(const std::vector<std::string>& arguments) {
   options.group = group;
   options.shard = shard;
   options.metrics = metrics.get();
+  // Set before anything can be superseded: claims are made in Start.
+  Daemon* running = nullptr;
+  options.on_superseded = [&running](absl::Status status) { running->Stop(std::move(status)); };
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<ParameterServer> server,
                              ParameterServer::Create(std::move(options)));
 
@@ -76,6 +79,7 @@ absl::Status RunServer(const std::vector<std::string>& arguments) {
   daemon_options.drain = [raw] { return raw->Drain(); };
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Daemon> daemon,
                              Daemon::Start(std::move(daemon_options)));
+  running = daemon.get();
   server->Start(daemon->address());
   return daemon->Run();
 }

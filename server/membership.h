@@ -35,6 +35,10 @@ class Membership {
   // FAILED_PRECONDITION if a newer process has the rank, or (`known_only`) none has registered yet.
   absl::Status Check(int32_t rank, uint64_t incarnation, bool known_only) const;
   bool registered(int32_t rank) const { return members_[rank].incarnation != 0; }
+  // Whether this process has the rank.
+  bool Is(int32_t rank, uint64_t process_nonce) const {
+    return registered(rank) && members_[rank].nonce == process_nonce;
+  }
   uint64_t incarnation(int32_t rank) const { return members_[rank].incarnation; }
 
   // Something came from this rank.

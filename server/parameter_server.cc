@@ -22,6 +22,7 @@ namespace {
 
 constexpr int kBulkThreads = 2;
 constexpr absl::Duration kLeaderTick = absl::Milliseconds(20);
+constexpr absl::Duration kShardClaimCheck = absl::Milliseconds(500);
 constexpr absl::Duration kShardTick = absl::Milliseconds(100);
 constexpr absl::Duration kCheckpointWait = absl::Minutes(10);
 // How a shard that is told to drain recognises that its leader has finished with it.
@@ -102,6 +103,7 @@ absl::Status ParameterServer::Init() {
     leader.map_digest = digest;
     leader.nonce = Nonce();
     leader.file_system = options_.file_system;
+    leader.on_superseded = options_.on_superseded;
     links_.push_back(MakeLocalShardLink(shard_.get()));
     for (int s = 1; s < num_shards; ++s) {
       const std::string address = s < group.shards_size() ? group.shards(s).address() : "";
@@ -125,6 +127,7 @@ absl::Status ParameterServer::Init() {
 ParameterServer::~ParameterServer() {
   leader_ticks_.reset();
   shard_ticks_.reset();
+  claim_ticks_.reset();
   // Each side of every callback ends before the other is destroyed.
   if (leader_ != nullptr) leader_->Stop();
   links_.clear();
@@ -150,7 +153,17 @@ void ParameterServer::Start(const std::string& address) {
   shard_ticks.name = "shard-tick";
   shard_ticks.interval = kShardTick;
   shard_ticks_ = std::make_unique<PeriodicTask>(shard_ticks, [this] { shard_->Tick(); });
-  if (leader_ == nullptr) return;
+  if (leader_ == nullptr) {
+    const std::string directory = CheckpointDirectory(options_.job, options_.group);
+    if (!directory.empty()) {
+      PeriodicTask::Options claim_ticks;
+      claim_ticks.name = "shard-claim";
+      claim_ticks.interval = kShardClaimCheck;
+      claim_ticks.run_immediately = true;
+      claim_ticks_ = std::make_unique<PeriodicTask>(claim_ticks, [this] { CheckShardClaim(); });
+    }
+    return;
+  }
 
   const GroupConfig& group = options_.job.groups(options_.group);
   std::vector<std::string> addresses;
@@ -164,6 +177,34 @@ void ParameterServer::Start(const std::string& address) {
   leader_ticks.interval = kLeaderTick;
   leader_ticks.run_immediately = true;
   leader_ticks_ = std::make_unique<PeriodicTask>(leader_ticks, [this] { leader_->Tick(); });
+}
+
+void ParameterServer::CheckShardClaim() {
+  if (superseded_) return;
+  absl::Status status;
+  if (shard_claim_ == nullptr) {
+    const std::string directory = CheckpointDirectory(options_.job, options_.group);
+    status = options_.file_system->MakeDirs(directory);
+    if (status.ok()) {
+      absl::StatusOr<std::unique_ptr<DirectoryClaim>> claim =
+          DirectoryClaim::Take(directory, absl::StrCat("SHARD-", options_.shard, "-CLAIM"),
+                               ClaimOwner(), options_.file_system);
+      status = claim.status();
+      if (claim.ok()) shard_claim_ = *std::move(claim);
+    }
+    // The checkpoint that cannot be written there will say so.
+    LOG_IF_EVERY_N(WARNING, !status.ok(), 100)
+        << "shard " << options_.shard << " cannot claim its index: " << status;
+    return;
+  }
+  status = shard_claim_->Check();
+  if (!absl::IsFailedPrecondition(status)) return;
+  superseded_ = true;
+  status = absl::FailedPreconditionError(absl::StrCat("shard ", options_.shard, " of group ",
+                                                      group_.group(), " ends: ", status.message()));
+  LOG(ERROR) << status.message();
+  shard_->Drain();
+  if (options_.on_superseded) options_.on_superseded(status);
 }
 
 absl::Status ParameterServer::Drain() {
@@ -311,6 +352,24 @@ void ParameterServer::RegisterMetrics() {
          [leader] { return static_cast<double>(leader->State(false).newest_cut().step()); });
     show("codistill_leader_phase", "GroupState.Phase by number.",
          [leader] { return static_cast<double>(leader->State(false).phase()); });
+    const auto fate = [&](const char* name, int64_t (AsyncCounters::*field)() const) {
+      gauges->push_back(
+          {metrics->gauge("codistill_leader_async_pushes",
+                          "Steps handed out in ASYNC, by what became of them.", {{"fate", name}}),
+           [leader, field] { return static_cast<double>((leader->async_counters().*field)()); }});
+    };
+    if (options_.job.training().update_mode() != TrainingConfig::SYNC) {
+      fate("whole", &AsyncCounters::whole);
+      fate("partial", &AsyncCounters::partial);
+      fate("lost", &AsyncCounters::lost);
+      fate("rejected", &AsyncCounters::rejected);
+      fate("too_stale", &AsyncCounters::too_stale);
+      fate("dropped", &AsyncCounters::dropped);
+      fate("open", &AsyncCounters::open);
+      show("codistill_leader_async_lost_updates",
+           "Updates of single shards that went with a lost process.",
+           [leader] { return static_cast<double>(leader->async_counters().lost_updates()); });
+    }
     show("codistill_leader_restores", "Times the group was restored.",
          [leader] { return static_cast<double>(leader->counters().restores); });
     mirror("codistill_leader_checkpoints_total", "Checkpoints whose manifest was written.",

@@ -2,6 +2,7 @@
 #define CODISTILL_SERVER_PARAMETER_SERVER_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -10,6 +11,7 @@
 #include "absl/status/statusor.h"
 #include "common/base/executor.h"
 #include "common/base/file.h"
+#include "common/checkpoint/directory_claim.h"
 #include "common/metrics/metrics.h"
 #include "common/rpc/bulk_server.h"
 #include "common/rpc/call_registry.h"
@@ -37,6 +39,10 @@ class ParameterServer {
     int shard = 0;
     Metrics* metrics = nullptr;  // optional; not owned
     FileSystem* file_system = FileSystem::Real();
+    // Optional: told once, on a thread of this class, when a newer process has taken this one's
+    // place (a leader's or a shard's, by their claims in the checkpoint directory). The process
+    // should end with the error.
+    std::function<void(absl::Status)> on_superseded;
   };
   // Reads the group's tensor list. Shard 0 needs the other shards' addresses in the job:
   // INVALID_ARGUMENT names the field that lacks one.
@@ -71,6 +77,7 @@ class ParameterServer {
   explicit ParameterServer(Options options);
   absl::Status Init();
   void RegisterMetrics();
+  void CheckShardClaim();
 
   const Options options_;
   GroupRef group_;
@@ -88,6 +95,9 @@ class ParameterServer {
   BulkServer bulk_;
   std::unique_ptr<PeriodicTask> leader_ticks_;
   std::unique_ptr<PeriodicTask> shard_ticks_;
+  std::unique_ptr<DirectoryClaim> shard_claim_;  // shards that do not lead
+  bool superseded_ = false;
+  std::unique_ptr<PeriodicTask> claim_ticks_;
 };
 
 }  // namespace codistill

@@ -57,7 +57,7 @@ class PushLedgerTest : public testing::Test {
                                    counts.open());
     return counts;
   }
-  PushLedger ledger_{2, 2};
+  AsyncLedger ledger_{2, 2};
 };
 
 TEST_F(PushLedgerTest, WholePartialAndLost) {
@@ -137,7 +137,7 @@ TEST_F(PushLedgerTest, AnotherGenerationSettlesEverything) {
   ledger_.Decided(0, 1, 3, 0, APPLIED);
   ledger_.Decided(0, 1, 3, 1, APPLIED);
   EXPECT_EQ(Counts().whole(), 1);
-  PushLedger next(2, 2);
+  AsyncLedger next(2, 2);
   AsyncCounters saved = Counts();
   saved.set_issued(saved.issued() + 1);
   saved.set_open(1);
@@ -148,7 +148,7 @@ TEST_F(PushLedgerTest, AnotherGenerationSettlesEverything) {
 }
 
 TEST_F(PushLedgerTest, IsBounded) {
-  for (size_t step = 1; step <= PushLedger::kMaxOpen; ++step) {
+  for (size_t step = 1; step <= AsyncLedger::kMaxOpen; ++step) {
     EXPECT_FALSE(ledger_.Full(0));
     ledger_.Issued(0, 1, static_cast<int64_t>(step));
   }

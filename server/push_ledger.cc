@@ -4,7 +4,7 @@
 
 namespace codistill {
 
-PushLedger::PushLedger(int num_workers, int num_shards)
+AsyncLedger::AsyncLedger(int num_workers, int num_shards)
     : num_shards_(num_shards), ranks_(num_workers) {
   for (Rank& rank : ranks_) {
     rank.newest.assign(num_shards, Key(0, 0));
@@ -12,14 +12,14 @@ PushLedger::PushLedger(int num_workers, int num_shards)
   }
 }
 
-void PushLedger::Issued(int32_t rank, uint64_t incarnation, int64_t step) {
+void AsyncLedger::Issued(int32_t rank, uint64_t incarnation, int64_t step) {
   Push& push = ranks_[rank].open[{incarnation, step}];
   push.outcomes.assign(num_shards_, PUSH_OUTCOME_INVALID);
   counters_.set_issued(counters_.issued() + 1);
 }
 
-void PushLedger::Decided(int32_t rank_index, uint64_t incarnation, int64_t step, int shard,
-                         PushOutcome outcome) {
+void AsyncLedger::Decided(int32_t rank_index, uint64_t incarnation, int64_t step, int shard,
+                          PushOutcome outcome) {
   Rank& rank = ranks_[rank_index];
   const Key key(incarnation, step);
   if (key <= rank.newest[shard]) return;  // a report that was sent twice
@@ -30,7 +30,7 @@ void PushLedger::Decided(int32_t rank_index, uint64_t incarnation, int64_t step,
   Settle(&rank);
 }
 
-void PushLedger::ShardLost(int shard) {
+void AsyncLedger::ShardLost(int shard) {
   for (Rank& rank : ranks_) {
     if (!rank.open.empty()) {
       // Only what was under way then: a step that is handed out but has not been sent may still
@@ -46,7 +46,7 @@ void PushLedger::ShardLost(int shard) {
   }
 }
 
-void PushLedger::Abandon() {
+void AsyncLedger::Abandon() {
   for (Rank& rank : ranks_) {
     for (const auto& item : rank.open) Count(item.second);
     rank.open.clear();
@@ -56,7 +56,7 @@ void PushLedger::Abandon() {
   }
 }
 
-void PushLedger::Settle(Rank* rank) {
+void AsyncLedger::Settle(Rank* rank) {
   while (!rank->open.empty()) {
     const auto first = rank->open.begin();
     for (int shard = 0; shard < num_shards_; ++shard) {
@@ -70,7 +70,7 @@ void PushLedger::Settle(Rank* rank) {
   }
 }
 
-void PushLedger::Count(const Push& push) {
+void AsyncLedger::Count(const Push& push) {
   const auto decided = [&](PushOutcome outcome) {
     return std::count(push.outcomes.begin(), push.outcomes.end(), outcome);
   };
@@ -92,18 +92,18 @@ void PushLedger::Count(const Push& push) {
   }
 }
 
-int64_t PushLedger::open() const {
+int64_t AsyncLedger::open() const {
   int64_t open = 0;
   for (const Rank& rank : ranks_) open += static_cast<int64_t>(rank.open.size());
   return open;
 }
 
-void PushLedger::Fill(AsyncCounters* counters) const {
+void AsyncLedger::Fill(AsyncCounters* counters) const {
   *counters = counters_;
   counters->set_open(open());
 }
 
-void PushLedger::Load(const AsyncCounters& saved) {
+void AsyncLedger::Load(const AsyncCounters& saved) {
   counters_ = saved;
   counters_.set_lost(saved.lost() + saved.open());
   counters_.clear_open();

@@ -17,12 +17,12 @@ namespace codistill {
 // order. So once a shard has reported a later push of a rank, it will never report an earlier one,
 // and when that holds of every shard, what has become of the earlier one is known exactly.
 // Not thread-safe.
-class PushLedger {
+class AsyncLedger {
  public:
   // Steps of one rank that may be open before no more are handed out to it.
   static constexpr size_t kMaxOpen = 1024;
 
-  PushLedger(int num_workers, int num_shards);
+  AsyncLedger(int num_workers, int num_shards);
 
   // Step `step` was handed out to this incarnation of `rank`, for the first time.
   void Issued(int32_t rank, uint64_t incarnation, int64_t step);

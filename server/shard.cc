@@ -162,12 +162,24 @@ absl::StatusOr<RestoreReply> ModelShard::DoRestore(const RestoreRequest& request
   {
     MutexLock lock(&mu_);
     if (draining_) return absl::UnavailableError(absl::StrCat(Name(), " is draining"));
+    if (request.leader_claim() != 0 && request.leader_claim() < leader_claim_) {
+      return absl::FailedPreconditionError(absl::StrCat(Name(), " follows the leader of claim ",
+                                                        leader_claim_, "; that of claim ",
+                                                        request.leader_claim(), " is older"));
+    }
+    leader_claim_ = std::max<uint64_t>(leader_claim_, request.leader_claim());
+    if (request.keep() && (generation_ == 0 || request.generation() != generation_)) {
+      return absl::FailedPreconditionError(absl::StrCat(Name(), " is in generation ", generation_,
+                                                        "; it cannot be kept for ",
+                                                        request.generation()));
+    }
     if (request.generation() == 0 || request.generation() < newest_generation_) {
       return absl::FailedPreconditionError(
           absl::StrCat(Name(), " has seen generation ", newest_generation_,
                        "; it cannot go back to ", request.generation()));
     }
-    if (request.generation() == newest_generation_ && request.leader_nonce() != leader_nonce_) {
+    if (request.generation() == newest_generation_ && request.leader_nonce() != leader_nonce_ &&
+        !request.keep()) {
       return absl::FailedPreconditionError(absl::StrCat(
           Name(), ": generation ", request.generation(), " belongs to another leader"));
     }
@@ -177,11 +189,15 @@ absl::StatusOr<RestoreReply> ModelShard::DoRestore(const RestoreRequest& request
                        ") is not this shard's (", options_.map_digest,
                        "): do all shards read the same job file and tensor list?"));
     }
-    if (request.generation() == generation_ &&
-        request.shard_incarnation() == incarnation_) {  // asked again
+    const bool again =
+        request.generation() == generation_ && request.shard_incarnation() == incarnation_;
+    if (again || request.keep()) {
+      leader_nonce_ = request.leader_nonce();
+      options_.reporter->SetLeader(request.leader_address());
       reply.set_step(step_);
       reply.set_shard_incarnation(incarnation_);
       reply.set_end_example(outcomes_.end_example());
+      reply.set_furthest_step(outcomes_.furthest_step());
       return reply;
     }
     newest_generation_ = request.generation();
@@ -215,7 +231,7 @@ absl::StatusOr<RestoreReply> ModelShard::DoRestore(const RestoreRequest& request
   }
   ++counters_.restores;
   generation_ = request.generation();
-  step_ = store_->step();
+  step_ = std::max(store_->step(), request.min_step());
   reply.set_step(step_);
   reply.set_shard_incarnation(incarnation_);
   LOG(INFO) << Name() << ": generation " << generation_ << " begins at step " << step_ << " from "

@@ -37,6 +37,7 @@ struct Server {
   int outstanding = 0;
   int failures_in_row = 0;
   absl::Time not_before = absl::InfinitePast();  // after a failure
+  uint64_t generation = 0;                       // of its last answer; 0 = none, or not told
 };
 
 // One batch's question to one teacher.
@@ -45,6 +46,7 @@ struct Question {
   State state = kPending;
   std::shared_ptr<InferenceChannel::Call> call;  // kInFlight
   Tensor logits;                                 // kAnswered
+  uint64_t generation = 0;                       // of the teacher
   int64_t staleness_steps = 0;
   int64_t answered_at_step = 0;  // of the student
 };
@@ -60,6 +62,7 @@ struct Entry {
 struct TeacherState {
   std::string name;
   std::vector<Server> servers;
+  uint64_t generation = 0;  // its group's, as far as its servers have told
   // Recurrent state after (chain_generation, chain_step).
   std::vector<Tensor> chain_states;
   uint64_t chain_generation = 0;
@@ -276,6 +279,10 @@ class TeacherClientImpl : public TeacherClient {
         answer = absl::FailedPreconditionError(absl::StrCat(
             "answered by step ", answer->step, " when its group was at ", answer->latest_step,
             "; at most ", config_.max_staleness_steps(), " steps are allowed"));
+      } else if (!FollowGeneration(index, server, answer->generation)) {
+        answer = absl::FailedPreconditionError(
+            absl::StrCat("answered from generation ", answer->generation,
+                         " of its group, which is in ", teacher.generation));
       }
     }
     if (answer.ok()) {
@@ -291,9 +298,35 @@ class TeacherClientImpl : public TeacherClient {
     changed_.SignalAll();
   }
 
+  // A server answers from `generation` of the teacher's group. What was predicted in another one is
+  // not used: its steps are no longer the group's. False: it is this answer that is of the past.
+  bool FollowGeneration(size_t index, Server* server, uint64_t generation)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (generation == 0) return true;
+    TeacherState& teacher = teachers_[index];
+    // A server that changes over knows best, even where numbers begin anew; one that is heard for
+    // the first time may lag behind the others.
+    const bool changed = server->generation != 0 && server->generation != generation;
+    server->generation = generation;
+    if (!changed && generation <= teacher.generation) return generation == teacher.generation;
+    if (generation == teacher.generation) return true;
+    teacher.generation = generation;
+    for (const auto& entry : entries_) {
+      Question& question = entry->questions[index];
+      if (question.state != Question::kAnswered || entry->passed ||
+          question.generation == generation) {
+        continue;
+      }
+      question.state = Question::kPending;  // asked again
+      question.logits = Tensor();
+    }
+    return true;
+  }
+
   void Accept(TeacherState* teacher, Entry* entry, Question* question, InferenceAnswer answer)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     question->state = Question::kAnswered;
+    question->generation = answer.generation;
     question->staleness_steps = answer.staleness_steps();
     question->answered_at_step = current_step_;
     if (!entry->passed) question->logits = std::move(answer.logits);

@@ -450,6 +450,56 @@ TEST_F(TeacherClientTest, PredictionsOfAnotherGenerationOrBatchAreNotUsed) {
   EXPECT_EQ(Values(client->Take(Batch(5, 6))->logits.at(0))[0], 6);
 }
 
+TEST_F(TeacherClientTest, PredictionsOfATeachersOlderGenerationAreDropped) {
+  std::atomic<int> generation{3};
+  auto server = AddTeacher(
+      "beta", [&](const inference::ModelInferRequest&, inference::ModelInferResponse* response) {
+        AddLogits(static_cast<float>(generation.load()), response);
+        SetVersion(generation.load(), 40, 40, response);
+        return absl::OkStatus();
+      });
+  auto client = Create();
+  client->Request(Batch(5));
+  client->Request(Batch(6));
+  ASSERT_TRUE(Eventually([&] { return client->counters().outstanding == 0; }));
+  ASSERT_EQ(server->calls(), 2);
+  // The teacher's group is restored between the question and its use.
+  generation.store(4);
+  client->Request(Batch(7));
+  ASSERT_TRUE(
+      Eventually([&] { return server->calls() == 5 && client->counters().outstanding == 0; }));
+  for (int64_t step = 5; step <= 7; ++step) {
+    const auto predictions = client->Take(Batch(step));
+    ASSERT_TRUE(predictions.ok()) << predictions.status();
+    EXPECT_EQ(Values(predictions->logits.at(0))[0], 4) << "step " << step;
+  }
+  EXPECT_EQ(client->counters().failures, 0);
+}
+
+TEST_F(TeacherClientTest, AServerThatLagsBehindItsGroupsGenerationIsNotBelieved) {
+  auto versioned = [](uint64_t generation) {
+    return
+        [generation](const inference::ModelInferRequest&, inference::ModelInferResponse* response) {
+          AddLogits(static_cast<float>(generation), response);
+          SetVersion(generation, 40, 40, response);
+          return absl::OkStatus();
+        };
+  };
+  auto ahead = AddTeacher("beta", versioned(9));
+  auto lagging = ScriptedInferenceServer::Start(versioned(8));
+  options_.teachers.back().addresses.push_back(lagging->address());
+  auto client = Create();
+  for (int64_t step = 1; step <= 20; ++step) {
+    client->Request(Batch(step));
+    client->Request(Batch(step + 1));
+    const auto predictions = client->Take(Batch(step));
+    ASSERT_TRUE(predictions.ok()) << predictions.status();
+    if (step > 2) {
+      EXPECT_EQ(Values(predictions->logits.at(0))[0], 9) << "step " << step;
+    }
+  }
+}
+
 // A recurrent teacher whose state counts the batches it has seen.
 class RecurrentTeacherTest : public TeacherClientTest {
  protected:

@@ -187,13 +187,24 @@ absl::Status Trainer::Recover(const absl::Status& error) {
   if (failures_in_row_++ == 0) failing_since_ = absl::Now();
   const absl::Duration patience = absl::Seconds(options_.job.training().rejoin_timeout_s());
   if (absl::Now() - failing_since_ > patience) {
-    return Annotate(error, absl::StrCat("no progress for ", absl::FormatDuration(patience),
-                                        " (training.rejoin_timeout_s)"));
+    if (!GroupIsRestoring()) {
+      return Annotate(error, absl::StrCat("no progress for ", absl::FormatDuration(patience),
+                                          " (training.rejoin_timeout_s)"));
+    }
+    failing_since_ = absl::Now();
   }
   // The first time at once: a restored group is usually there already.
   if (failures_in_row_ > 1) BackOff();
   if (leaving()) return absl::OkStatus();
   return Join(aborted);
+}
+
+bool Trainer::GroupIsRestoring() {
+  const absl::StatusOr<GetHistoryReply> history =
+      options_.leader->GetHistory(absl::Now() + kRegisterTimeout);
+  if (!history.ok()) return false;
+  const GroupState::Phase phase = history->state().phase();
+  return phase == GroupState::RESTORING || phase == GroupState::STARTING;
 }
 
 void Trainer::BackOff() {
@@ -224,13 +235,14 @@ absl::StatusOr<RegisterReply> Trainer::Register() {
     request.set_end_example(pipeline_->end_example());
   }
   const absl::Duration patience = absl::Seconds(options_.job.training().rejoin_timeout_s());
-  const absl::Time start = absl::Now();
+  absl::Time start = absl::Now();
   absl::Duration pause = kFirstBackoff;
   for (;;) {
     absl::StatusOr<RegisterReply> reply =
         options_.leader->Register(request, absl::Now() + kRegisterTimeout);
     if (reply.ok()) return reply;
     if (!IsTransient(reply.status()) && !absl::IsAborted(reply.status())) return reply.status();
+    if (absl::Now() - start > patience && GroupIsRestoring()) start = absl::Now();
     if (absl::Now() - start > patience) {
       return Annotate(
           reply.status(),

@@ -38,7 +38,8 @@ namespace codistill {
 //                        session, the step in hand is computed again (its push replaces what was
 //                        staged; one already committed is answered DUPLICATE). After
 //                        rejoin_timeout_s without progress, Run fails with the last error, which
-//                        names the address.
+//                        names the address; but a leader that answers that it is restoring is
+//                        waited for, however long its checkpoint takes.
 //   FAILED_PRECONDITION  a newer process has our rank: Run fails at once.
 //   anything else        Run fails with it.
 //
@@ -96,6 +97,8 @@ class Trainer {
   const std::string& GroupName() const;
   bool leaving() const;
   absl::Status superseded() const;
+  // Whether the leader says that the group is being restored: then it is waited for, however long.
+  bool GroupIsRestoring();
   // Waits a little longer with every failure in a row; less when leaving.
   void BackOff();
 

@@ -93,6 +93,29 @@ TEST(TrainerTest, GivesUpNamingTheAddress) {
   EXPECT_THAT(alone.Run().ToString(), HasSubstr("leader:1"));
 }
 
+TEST(TrainerTest, WaitsForAGroupThatIsBeingRestoredHoweverLong) {
+  JobConfig job = Job();
+  job.mutable_training()->set_rejoin_timeout_s(0.1);
+  TestWorker setup(job);
+  const absl::Time begin = absl::Now();
+  setup.group->set_phase(GroupState::RESTORING);
+  setup.group->FailAlways(FakeGroup::kRegister, absl::UnavailableError("group is restoring"));
+  setup.group->AfterStep(4, [&] {
+    // And once more in mid-run, as when one shard alone is loaded.
+    setup.group->FailNext(FakeGroup::kPull,
+                          std::vector<absl::Status>(6, absl::UnavailableError("loading")));
+  });
+  std::thread restored([&] {
+    while (absl::Now() - begin < absl::Milliseconds(500)) absl::SleepFor(absl::Milliseconds(10));
+    setup.group->FailAlways(FakeGroup::kRegister, absl::OkStatus());
+  });
+  const absl::Status status = setup.Run();
+  restored.join();
+  EXPECT_TRUE(status.ok()) << status;
+  EXPECT_GT(absl::Now() - begin, absl::Milliseconds(500));
+  EXPECT_EQ(setup.group->step(), kSteps);
+}
+
 TEST(TrainerTest, AnAbortedCallThatNeverEndsIsNotRepeatedForEver) {
   JobConfig job = Job();
   job.mutable_training()->set_rejoin_timeout_s(0.2);

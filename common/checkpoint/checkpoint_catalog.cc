@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "absl/time/clock.h"
 #include "common/base/status.h"
 #include "common/checkpoint/manifest.h"
 #include "common/checkpoint/shard_file.h"
@@ -22,6 +23,8 @@ namespace codistill {
 namespace {
 
 constexpr char kClaimName[] = "CLAIM";
+// How long an owner that was outnumbered may take to notice.
+constexpr absl::Duration kOlderOwner = absl::Seconds(3);
 constexpr char kGenerationName[] = "GENERATION";
 
 bool SameVersion(const Version& a, const Version& b) {
@@ -47,24 +50,34 @@ bool ParseShardFileName(const std::string& name, Version* version) {
 absl::StatusOr<std::unique_ptr<CheckpointCatalog>> CheckpointCatalog::Claim(
     const std::string& directory, FileSystem* file_system) {
   CODISTILL_RETURN_IF_ERROR(Annotate(file_system->MakeDirs(directory), "checkpoint directory"));
+  CODISTILL_ASSIGN_OR_RETURN(
+      std::unique_ptr<DirectoryClaim> claim,
+      DirectoryClaim::Take(directory, kClaimName, ClaimOwner(), file_system));
   const std::string path = JoinPath(directory, kClaimName);
   const int fd = open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0666);
   if (fd < 0) return FileError(errno, "open", path);
-  // A lock rather than the file's existence: a process that is killed leaves no claim behind.
-  if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
+  // The claim decides; the lock only tells whether an older owner has let go, which the system sees
+  // to when a process ends, however it ends.
+  const absl::Time end = absl::Now() + kOlderOwner;
+  while (flock(fd, LOCK_EX | LOCK_NB) != 0) {
     const int error = errno;
-    close(fd);
-    if (error == EWOULDBLOCK) {
-      return absl::AlreadyExistsError(absl::StrCat("checkpoint directory ", directory,
-                                                   " is in use by another leader (", path,
-                                                   " is locked); stop it or choose another one"));
+    if (error != EWOULDBLOCK && error != EINTR) {
+      close(fd);
+      return FileError(error, "lock", path);
     }
-    return FileError(error, "lock", path);
+    if (absl::Now() >= end) break;
+    absl::SleepFor(absl::Milliseconds(20));
   }
-  return std::unique_ptr<CheckpointCatalog>(new CheckpointCatalog(directory, file_system, fd));
+  return std::unique_ptr<CheckpointCatalog>(
+      new CheckpointCatalog(directory, file_system, std::move(claim), fd));
 }
 
-CheckpointCatalog::~CheckpointCatalog() { close(claim_fd_); }
+CheckpointCatalog::~CheckpointCatalog() { LetGo(); }
+
+void CheckpointCatalog::LetGo() {
+  if (lock_fd_ >= 0) close(lock_fd_);
+  lock_fd_ = -1;
+}
 
 absl::StatusOr<uint64_t> CheckpointCatalog::LastGeneration() {
   uint64_t last = 0;
@@ -81,6 +94,7 @@ absl::StatusOr<uint64_t> CheckpointCatalog::LastGeneration() {
 }
 
 absl::Status CheckpointCatalog::BeginGeneration(uint64_t generation) {
+  CODISTILL_RETURN_IF_ERROR(CheckClaim());
   return WriteFileAtomically(JoinPath(path_, kGenerationName), absl::StrCat(generation, "\n"),
                              file_system_);
 }
@@ -132,6 +146,7 @@ absl::StatusOr<CheckpointCatalog::Newest> CheckpointCatalog::FindNewest(
 }
 
 absl::Status CheckpointCatalog::Commit(const CheckpointManifest& manifest, int keep) {
+  CODISTILL_RETURN_IF_ERROR(CheckClaim());
   CODISTILL_RETURN_IF_ERROR(WriteManifest(path_, manifest, file_system_));
   absl::StatusOr<std::vector<Version>> versions = List();
   if (!versions.ok()) return absl::OkStatus();  // the checkpoint itself is there

@@ -9,18 +9,20 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "common/base/file.h"
+#include "common/checkpoint/directory_claim.h"
 #include "proto/checkpoint.pb.h"
 
 namespace codistill {
 
 // The checkpoints of one group, as its leader sees them: which are there, which is the newest whole
 // one, and what is left over from writes that never became one. Holding this object is owning the
-// directory: the file CLAIM in it is locked, which the system undoes when the process ends, however
-// it ends. Not thread-safe; used from one thread at a time.
+// directory, until a newer process claims it (DirectoryClaim): then nothing here changes anything
+// any more, and CheckClaim says who has it. Not thread-safe; used from one thread at a time.
 class CheckpointCatalog {
  public:
-  // Creates the directory if need be and claims it. ALREADY_EXISTS names the directory when another
-  // process holds it.
+  // Creates the directory if need be and claims it, in the place of whoever had it. An older owner
+  // that still runs is given a few seconds to notice and to let go of the lock on the file CLAIM,
+  // so that it writes nothing meanwhile; one that hangs is not waited for.
   static absl::StatusOr<std::unique_ptr<CheckpointCatalog>> Claim(
       const std::string& directory, FileSystem* file_system = FileSystem::Real());
   ~CheckpointCatalog();
@@ -28,6 +30,13 @@ class CheckpointCatalog {
   CheckpointCatalog& operator=(const CheckpointCatalog&) = delete;
 
   const std::string& path() const { return path_; }
+
+  // FAILED_PRECONDITION, naming the newer owner, once there is one.
+  absl::Status CheckClaim() const { return claim_->Check(); }
+  // After CheckClaim has failed: tells the newer owner that it need not wait.
+  void LetGo();
+  // Grows with every claim of the directory.
+  uint64_t claim_number() const { return claim_->number(); }
 
   // The newest generation any leader of this directory has begun: that of the file GENERATION or of
   // a manifest, whichever is larger; 0 = none.
@@ -58,12 +67,17 @@ class CheckpointCatalog {
   absl::StatusOr<int> SweepOrphans();
 
  private:
-  CheckpointCatalog(std::string path, FileSystem* file_system, int claim_fd)
-      : path_(std::move(path)), file_system_(file_system), claim_fd_(claim_fd) {}
+  CheckpointCatalog(std::string path, FileSystem* file_system,
+                    std::unique_ptr<DirectoryClaim> claim, int lock_fd)
+      : path_(std::move(path)),
+        file_system_(file_system),
+        claim_(std::move(claim)),
+        lock_fd_(lock_fd) {}
 
   const std::string path_;
   FileSystem* const file_system_;
-  const int claim_fd_;
+  const std::unique_ptr<DirectoryClaim> claim_;
+  int lock_fd_;  // -1 = let go
 };
 
 // The manifest and every file it names, by length and checksum. Errors name the file at fault.

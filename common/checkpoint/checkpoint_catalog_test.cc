@@ -2,9 +2,11 @@
 
 #include <memory>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/base/fault_injecting_file_system.h"
 #include "common/checkpoint/manifest.h"
 #include "common/checkpoint/shard_file.h"
@@ -68,12 +70,30 @@ class CheckpointCatalogTest : public testing::Test {
   std::unique_ptr<CheckpointCatalog> directory_;
 };
 
-TEST_F(CheckpointCatalogTest, SecondLeaderIsKeptOut) {
+TEST_F(CheckpointCatalogTest, TheNewerLeaderTakesTheDirectory) {
+  std::unique_ptr<CheckpointCatalog> second;
+  std::thread newer([&] {  // waits for the older to let go
+    auto claimed = CheckpointCatalog::Claim(path_);
+    ASSERT_TRUE(claimed.ok()) << claimed.status();
+    second = *std::move(claimed);
+  });
+  while (directory_->CheckClaim().ok()) absl::SleepFor(absl::Milliseconds(1));
+  const absl::Status lost = directory_->BeginGeneration(4);
+  EXPECT_EQ(lost.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(lost.message()), HasSubstr("a newer process has taken this one's place"));
+  EXPECT_EQ(directory_->Commit(CheckpointManifest(), 1).code(),
+            absl::StatusCode::kFailedPrecondition);
+  directory_->LetGo();
+  newer.join();
+  EXPECT_TRUE(second->BeginGeneration(4).ok());
+  EXPECT_GT(second->claim_number(), directory_->claim_number());
+}
+
+TEST_F(CheckpointCatalogTest, AnOlderLeaderThatHangsIsNotWaitedFor) {
   const auto second = CheckpointCatalog::Claim(path_);
-  EXPECT_EQ(second.status().code(), absl::StatusCode::kAlreadyExists);
-  EXPECT_THAT(std::string(second.status().message()), HasSubstr(path_));
-  directory_.reset();
-  EXPECT_TRUE(CheckpointCatalog::Claim(path_).ok());
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_TRUE((*second)->CheckClaim().ok());
+  EXPECT_FALSE(directory_->CheckClaim().ok());
 }
 
 TEST_F(CheckpointCatalogTest, GenerationsGrow) {
@@ -126,7 +146,7 @@ TEST_F(CheckpointCatalogTest, PassesOverWhatAShardCouldNotLoad) {
 
 TEST_F(CheckpointCatalogTest, KeepsOnlySoMany) {
   for (int64_t step = 1; step <= 4; ++step) Save(1, step, /*keep=*/2);
-  EXPECT_THAT(Names(), UnorderedElementsAre("CLAIM", "MANIFEST-1-3", "MANIFEST-1-4",
+  EXPECT_THAT(Names(), UnorderedElementsAre("CLAIM", "CLAIM-1", "MANIFEST-1-3", "MANIFEST-1-4",
                                             "shard-0-of-1-1-3-0", "shard-0-of-1-1-4-0"));
 }
 
@@ -138,8 +158,9 @@ TEST_F(CheckpointCatalogTest, SweepsWhatNoManifestNames) {
     ASSERT_TRUE(WriteFileAtomically(JoinPath(path_, name), "x").ok());
   }
   EXPECT_EQ(directory_->SweepOrphans().value(), 2);
-  EXPECT_THAT(Names(), UnorderedElementsAre("CLAIM", "MANIFEST-1-10", "MANIFEST-1-20", "notes.txt",
-                                            "shard-0-of-1-1-10-0", "shard-0-of-1-1-20-0"));
+  EXPECT_THAT(Names(),
+              UnorderedElementsAre("CLAIM", "CLAIM-1", "MANIFEST-1-10", "MANIFEST-1-20",
+                                   "notes.txt", "shard-0-of-1-1-10-0", "shard-0-of-1-1-20-0"));
 }
 
 }  // namespace

@@ -19,6 +19,7 @@
 #include "common/model/embedding_model.h"
 #include "common/model/followed_tables.h"
 #include "common/model/model_pool.h"
+#include "common/model/step_estimate.h"
 #include "glog/logging.h"
 
 namespace codistill {
@@ -102,6 +103,10 @@ class FollowedModelImpl final : public FollowedModel {
     return state_;
   }
   absl::Duration group_silence() const override { return watcher_->silence(); }
+  int64_t group_step() const override {
+    MutexLock lock(&mu_);
+    return step_.At(absl::Now());
+  }
   Counters counters() const override {
     MutexLock lock(&mu_);
     return counters_;
@@ -158,6 +163,7 @@ class FollowedModelImpl final : public FollowedModel {
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   bool stopped_ ABSL_GUARDED_BY(mu_) = false;  // the thread's last word
   GroupState state_ ABSL_GUARDED_BY(mu_);
+  StepEstimate step_ ABSL_GUARDED_BY(mu_);
   Version announced_ ABSL_GUARDED_BY(mu_);            // newest cut heard of
   std::deque<Version> pending_ ABSL_GUARDED_BY(mu_);  // to be loaded, all of one generation
   std::shared_ptr<const Snapshot> held_ ABSL_GUARDED_BY(mu_);
@@ -178,6 +184,7 @@ class FollowedModelImpl final : public FollowedModel {
 void FollowedModelImpl::OnState(const GroupState& state) {
   MutexLock lock(&mu_);
   state_ = state;
+  step_.Told(state, absl::Now());
   const Version& cut = state.newest_cut();
   if (cut.generation() == 0 || !Follows(cut, announced_)) return;
   if (cut.generation() != announced_.generation()) pending_.clear();

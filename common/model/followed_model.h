@@ -58,6 +58,9 @@ class FollowedModel {
   // Newest state of the group as last told by its leader, and how long ago that was.
   virtual GroupState group_state() const = 0;
   virtual absl::Duration group_silence() const = 0;
+  // Step the group has come to, as far as can be known: where its leader has fallen silent, more
+  // than it said last (StepEstimate), so that staleness is never told too small.
+  virtual int64_t group_step() const { return group_state().version().step(); }
 
   struct Counters {
     int64_t swaps = 0;

@@ -79,7 +79,11 @@ class FakeGroup::Leader : public LeaderClient {
     return absl::UnimplementedError("not for workers");
   }
   absl::Status ReportEvaluation(EvaluationResult, absl::Time) override { return absl::OkStatus(); }
-  absl::StatusOr<GetHistoryReply> GetHistory(absl::Time) override { return GetHistoryReply(); }
+  absl::StatusOr<GetHistoryReply> GetHistory(absl::Time) override {
+    GetHistoryReply reply;
+    reply.mutable_state()->set_phase(group_->phase_.load());
+    return reply;
+  }
 
  private:
   FakeGroup* const group_;

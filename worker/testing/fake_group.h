@@ -1,6 +1,7 @@
 #ifndef CODISTILL_WORKER_TESTING_FAKE_GROUP_H_
 #define CODISTILL_WORKER_TESTING_FAKE_GROUP_H_
 
+#include <atomic>
 #include <cstdint>
 #include <deque>
 #include <functional>
@@ -52,6 +53,8 @@ class FakeGroup {
   // A new generation, from the weights after `step` and the worker state given then.
   void Restore(int64_t step);
   void Drain();
+  // What the leader tells of the group's state.
+  void set_phase(GroupState::Phase phase) { phase_.store(phase); }
   // Pulls of `step` wait until they are cancelled, as if another worker were missing.
   void ParkPullsOf(int64_t step);
   // The answer to the push of `step` waits likewise.
@@ -92,6 +95,7 @@ class FakeGroup {
   const JobConfig job_;
   const TensorList tensors_;
   const bool sync_;
+  std::atomic<GroupState::Phase> phase_{GroupState::PHASE_INVALID};
   mutable Mutex mu_;
   uint64_t generation_ ABSL_GUARDED_BY(mu_) = 1;
   int64_t step_ ABSL_GUARDED_BY(mu_) = 0;
