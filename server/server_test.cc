@@ -270,6 +270,45 @@ TEST_F(ServerTest, AsyncAppliesAtTheEnd) {
   EXPECT_TRUE(Eventually([&] { return leader->State(false).phase() == GroupState::FINISHED; }));
 }
 
+// One worker, some steps, through what `shared_memory` allows: the weights at the end.
+TEST_F(ServerTest, BothPathsGiveTheSameBits) {
+  std::vector<std::vector<float>> results;
+  job_ = TestJob(directory_, kShards, /*workers=*/1);
+  for (int s = 0; s < kShards; ++s) job_.mutable_groups(0)->add_shards();
+  const JobConfig job = job_;
+  for (const bool shared_memory : {false, true}) {
+    job_ = job;
+    job_.mutable_transport()->set_shared_memory(shared_memory ? TransportConfig::AUTO
+                                                              : TransportConfig::OFF);
+    Start();
+    const RegisterReply me = Register(0);
+    const auto client = Client(me);
+    for (int64_t step = 1; step <= 5; ++step) {
+      const auto result = Push(client.get(), me, 0, step, 0.37f * step, 3, 0.1f * step);
+      ASSERT_TRUE(result.ok()) << result.status();
+      ASSERT_EQ(result->outcome, APPLIED);
+      // The same push once more is known, whatever it was taken into.
+      EXPECT_EQ(Push(client.get(), me, 0, step, 9, 3, 9)->outcome, DUPLICATE);
+    }
+    WorkerModel model(map_);
+    const auto pulled =
+        client->Pull(TensorClient::Source::kStep, me.generation(), 5, model.views, Soon());
+    ASSERT_TRUE(pulled.ok()) << pulled.status();
+    EXPECT_NE(model.At(0, 9), TestValue("w", 9));
+    results.emplace_back();
+    for (int tensor = 0; tensor < map_.tensors_size(); ++tensor) {
+      if (map_.tensors(tensor).dtype() != DT_FLOAT) continue;
+      if (map_.tensors(tensor).role() == TensorSpec::TIED) continue;
+      for (const float value : model.tensors[tensor].As<float>()) results.back().push_back(value);
+    }
+    const TensorClient::StreamCounts counts = client->stream_counts();
+    EXPECT_EQ(shared_memory ? counts.grpc : counts.shared_memory, 0);
+    EXPECT_EQ(nodes_[0].server->bulk()->shared_memory_connections() > 0, shared_memory);
+    for (Node& node : nodes_) node.Stop();
+  }
+  EXPECT_EQ(results[0], results[1]);
+}
+
 TEST_F(ServerTest, LeaderMustKnowItsShards) {
   ParameterServer::Options options;
   options.job = job_;

@@ -221,6 +221,18 @@ class Group {
     return kBytes * ranks_.size() / seconds / 1e9;
   }
 
+  // That the tensors went where they were meant to.
+  void CheckPath(bool shared_memory) const {
+    for (const auto& rank : ranks_) {
+      const TensorClient::StreamCounts counts = rank->worker.tensors->stream_counts();
+      if ((shared_memory ? counts.grpc : counts.shared_memory) > 0) {
+        Check(absl::InternalError(absl::StrCat(counts.grpc, " streams through gRPC, ",
+                                               counts.shared_memory, " through shared memory")),
+              "path");
+      }
+    }
+  }
+
   void AddCpuTo(const std::string& suffix, nlohmann::ordered_json* report) const {
     pull_cpu_->AddTo("pull" + suffix, report);
     push_cpu_->AddTo("push" + suffix, report);
@@ -331,23 +343,34 @@ int RunBenchmark() {
   raw->Push(raw_from.span()).IgnoreError();
   raw->Pull(raw_to.span()).IgnoreError();
 
-  std::unique_ptr<Group> sgd, adam, wide;
+  // Shared memory is measured beside a memcpy of the same bytes; everything else without it.
+  const std::vector<std::string> through_grpc = {"--noshared_memory"};
+  std::unique_ptr<Group> sgd, adam, wide, shm;
   if (wanted("pull") || wanted("push")) {
-    sgd = std::make_unique<Group>("sgd", OptimizerConfig::SGD, 1, 1, directory,
-                                  std::vector<std::string>());
+    sgd = std::make_unique<Group>("sgd", OptimizerConfig::SGD, 1, 1, directory, through_grpc);
     if (wanted("pull")) contestants.push_back({"pull", [&] { return sgd->Pull(); }});
     if (wanted("push")) contestants.push_back({"push", [&] { return sgd->Push(); }});
   }
   if (wanted("push_adam")) {
-    adam = std::make_unique<Group>("adam", OptimizerConfig::ADAM, 1, 1, directory,
-                                   std::vector<std::string>());
+    adam = std::make_unique<Group>("adam", OptimizerConfig::ADAM, 1, 1, directory, through_grpc);
     contestants.push_back({"push_adam", [&] { return adam->Push(); }});
   }
   if (wanted("2x2")) {
-    wide = std::make_unique<Group>("wide", OptimizerConfig::SGD, 2, 2, directory,
-                                   std::vector<std::string>());
+    wide = std::make_unique<Group>("wide", OptimizerConfig::SGD, 2, 2, directory, through_grpc);
     contestants.push_back({"pull_2x2", [&] { return wide->Pull(); }});
     contestants.push_back({"push_2x2", [&] { return wide->Push(); }});
+  }
+
+  if (wanted("shm")) {
+    shm = std::make_unique<Group>("shm", OptimizerConfig::SGD, 1, 1, directory,
+                                  std::vector<std::string>());
+    contestants.push_back({"memcpy", [&] {
+                             return kBytes / 1e9 / Seconds([&] {
+                                      std::memcpy(raw_to.data(), raw_from.data(), raw_to.bytes());
+                                    });
+                           }});
+    contestants.push_back({"shm_pull", [&] { return shm->Pull(); }});
+    contestants.push_back({"shm_push", [&] { return shm->Push(); }});
   }
 
   std::map<std::string, std::vector<double>> gbps = Alternate(rounds, contestants);
@@ -367,6 +390,11 @@ int RunBenchmark() {
   ratio("pull_vs_raw_grpc", "pull");
   ratio("push_vs_raw_grpc", "push");
   ratio("push_adam_vs_raw_grpc", "push_adam");
+  ratio("shm_pull_vs_raw_grpc", "shm_pull");
+  if (shm != nullptr) {
+    report["shm_pull_vs_memcpy"] = MedianRatio(gbps["shm_pull"], gbps["memcpy"]);
+    report["shm_push_vs_memcpy"] = MedianRatio(gbps["shm_push"], gbps["memcpy"]);
+  }
   if (gbps.count("pull_2x2") > 0 && gbps.count("pull") > 0 && gbps.count("push") > 0) {
     const double pull = MedianRatio(gbps["pull_2x2"], gbps["pull"]);
     const double push = MedianRatio(gbps["push_2x2"], gbps["push"]);
@@ -379,6 +407,11 @@ int RunBenchmark() {
   if (sgd != nullptr) sgd->AddCpuTo("", &report);
   if (adam != nullptr) adam->AddCpuTo("_adam", &report);
   if (wide != nullptr) wide->AddCpuTo("_2x2", &report);
+  if (shm != nullptr) shm->AddCpuTo("_shm", &report);
+  for (const auto* group : {sgd.get(), adam.get(), wide.get()}) {
+    if (group != nullptr) group->CheckPath(/*shared_memory=*/false);
+  }
+  if (shm != nullptr) shm->CheckPath(/*shared_memory=*/true);
   raw_server.Signal(9);
   const bool void_run = Median(raw_gbps) < kMinRawGbps;
   if (void_run) {
