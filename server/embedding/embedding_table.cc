@@ -31,6 +31,23 @@ void PrefetchLines(const float* begin, size_t floats) {
   for (size_t at = 0; at < floats * sizeof(float); at += kCacheLine) __builtin_prefetch(bytes + at);
 }
 
+// Copies of a size known to the compiler, for the usual sizes.
+void CopyRow(const float* from, size_t dim, float* to) {
+  switch (dim) {
+    case 8:
+      std::memcpy(to, from, 8 * sizeof(float));
+      return;
+    case 16:
+      std::memcpy(to, from, 16 * sizeof(float));
+      return;
+    case 32:
+      std::memcpy(to, from, 32 * sizeof(float));
+      return;
+    default:
+      std::memcpy(to, from, dim * sizeof(float));
+  }
+}
+
 AgeLedger::Options LedgerOptions(const EmbeddingTable::Options& options, uint64_t row_bytes) {
   AgeLedger::Options ledger;
   ledger.max_bytes = options.max_bytes;
@@ -180,13 +197,11 @@ void EmbeddingTable::Read(absl::Span<const uint64_t> keys, absl::Span<float> row
 template <bool kTouch>
 void EmbeddingTable::GatherLocked(absl::Span<const uint64_t> keys, float* rows, uint8_t* present) {
   struct Slot {
-    uint64_t hash;
-    const RowIndex::Segment* segment;
-    uint32_t home;
-    Entry* entry;
+    RowIndex::Probe probe;
     const float* row;
   };
   Slot slots[3][kBlock];
+  uint64_t begun_at[3];  // index_.moves() when a block's probes began
   const size_t dim = options_.dim;
   const uint32_t use = static_cast<uint32_t>(step_);
   const size_t blocks = (keys.size() + kBlock - 1) / kBlock;
@@ -196,27 +211,24 @@ void EmbeddingTable::GatherLocked(absl::Span<const uint64_t> keys, float* rows, 
   for (size_t b = 0; b < blocks + 2; ++b) {
     if (b < blocks) {
       Slot* const slot = slots[b % 3];
+      begun_at[b % 3] = index_.moves();
       for (size_t i = 0, n = size_of(b); i < n; ++i) {
-        slot[i].hash = KeyHash(keys[b * kBlock + i]);
-        slot[i].segment = index_.SegmentOf(slot[i].hash);
-        slot[i].home = slot[i].segment->HomeOf(slot[i].hash);
-        __builtin_prefetch(slot[i].segment->group(slot[i].home));
+        slot[i].probe = index_.Begin(keys[b * kBlock + i]);
       }
     }
     if (b >= 1 && b - 1 < blocks) {
       Slot* const slot = slots[(b - 1) % 3];
       for (size_t i = 0, n = size_of(b - 1); i < n; ++i) {
         const uint64_t key = keys[(b - 1) * kBlock + i];
-        // A segment may have grown since, and its homes with it.
-        Entry* const entry = kTouch ? index_.Find(slot[i].hash, key)
-                                    : RowIndex::Find(*slot[i].segment, slot[i].home, key);
-        slot[i].entry = entry;
+        Entry* const entry = index_.moves() == begun_at[(b - 1) % 3]
+                                 ? RowIndex::Find(slot[i].probe, key)
+                                 : index_.Find(slot[i].probe.hash, key);
         slot[i].row = nullptr;
         if (entry == nullptr || (entry->value & RowIndex::kWaiting) != 0) continue;
         if (Expired(*entry, now_)) continue;
         slot[i].row = slab_.At(entry->value & RowIndex::kNumber);
         PrefetchLines(slot[i].row, dim);
-        if (kTouch) Touch(entry, slot[i].hash, use);
+        if (kTouch) Touch(entry, slot[i].probe.hash, use);
       }
     }
     if (b >= 2) {
@@ -226,13 +238,13 @@ void EmbeddingTable::GatherLocked(absl::Span<const uint64_t> keys, float* rows, 
         const float* row = slot[i].row;
         if (kTouch && row == nullptr) {
           Counts counts;
-          const int64_t made = Admit(keys[at], slot[i].hash, use, step, &counts);
+          const int64_t made = Admit(keys[at], slot[i].probe.hash, use, step, &counts);
           Add(counts, &total_);
           if (made >= 0) row = slab_.At(static_cast<uint32_t>(made));
         }
         float* const to = rows + at * dim;
         if (row != nullptr) {
-          std::memcpy(to, row, dim * sizeof(float));
+          CopyRow(row, dim, to);
         } else {
           DefaultRow(options_.init, keys[at], absl::MakeSpan(to, dim));
         }
@@ -283,10 +295,11 @@ EmbeddingTable::Counts EmbeddingTable::Apply(const Update& update,
 void EmbeddingTable::ApplyLocked(const RowOptimizer::Step& step, absl::Span<const uint64_t> keys,
                                  const float* gradients, Counts* counts) {
   struct Slot {
-    uint64_t hash;
+    RowIndex::Probe probe;
     Entry* entry;
   };
   Slot slots[3][kBlock];
+  uint64_t begun_at[3];  // index_.moves() when a block's probes began
   uint64_t found_at[3];  // index_.moves() when a block's entries were found
   float* rows[kBlock];
   const float* from[kBlock];
@@ -298,17 +311,19 @@ void EmbeddingTable::ApplyLocked(const RowOptimizer::Step& step, absl::Span<cons
   for (size_t b = 0; b < blocks + 2; ++b) {
     if (b < blocks) {
       Slot* const slot = slots[b % 3];
+      begun_at[b % 3] = index_.moves();
       for (size_t i = 0, n = size_of(b); i < n; ++i) {
-        slot[i].hash = KeyHash(keys[b * kBlock + i]);
-        const RowIndex::Segment* const segment = index_.SegmentOf(slot[i].hash);
-        __builtin_prefetch(segment->group(segment->HomeOf(slot[i].hash)), 1);
+        slot[i].probe = index_.Begin(keys[b * kBlock + i]);
       }
     }
     if (b >= 1 && b - 1 < blocks) {
       Slot* const slot = slots[(b - 1) % 3];
       found_at[(b - 1) % 3] = index_.moves();
       for (size_t i = 0, n = size_of(b - 1); i < n; ++i) {
-        Entry* const entry = index_.Find(slot[i].hash, keys[(b - 1) * kBlock + i]);
+        const uint64_t key = keys[(b - 1) * kBlock + i];
+        Entry* const entry = index_.moves() == begun_at[(b - 1) % 3]
+                                 ? RowIndex::Find(slot[i].probe, key)
+                                 : index_.Find(slot[i].probe.hash, key);
         slot[i].entry = entry;
         if (entry != nullptr && (entry->value & RowIndex::kWaiting) == 0) {
           PrefetchLines(slab_.At(entry->value & RowIndex::kNumber), row_floats);
@@ -325,19 +340,19 @@ void EmbeddingTable::ApplyLocked(const RowOptimizer::Step& step, absl::Span<cons
       const uint64_t key = keys[first + i];
       Entry* entry = slot[i].entry;
       if (entry != nullptr && index_.moves() != found_at[(b - 2) % 3]) {
-        entry = index_.Find(slot[i].hash, key);
+        entry = index_.Find(slot[i].probe.hash, key);
       }
       int64_t row = -1;
       if (entry != nullptr && (entry->value & RowIndex::kWaiting) == 0 && !Expired(*entry, now_)) {
         row = entry->value & RowIndex::kNumber;
-        Touch(entry, slot[i].hash, now_);
+        Touch(entry, slot[i].probe.hash, now_);
       } else {
-        row = Admit(key, slot[i].hash, now_, step, counts);
+        row = Admit(key, slot[i].probe.hash, now_, step, counts);
         if (row < 0) continue;
       }
       rows[count] = slab_.At(static_cast<uint32_t>(row));
       from[count] = gradients + (first + i) * dim;
-      hashes[count] = slot[i].hash;
+      hashes[count] = slot[i].probe.hash;
       used[count] = key;
       ++count;
     }

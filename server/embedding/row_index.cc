@@ -13,16 +13,21 @@ using Entry = RowIndex::Entry;
 
 constexpr size_t kBlockBytes = RowIndex::kBlockGroups * sizeof(Group);
 
-// Most entries of a segment with so many groups: 13/16 of what it has room for.
-uint32_t MaxEntries(uint32_t groups) { return groups * RowIndex::kGroupEntries / 16 * 13; }
+// Random keys fill all segments at one pace. So that they do not all grow in the same batch, each
+// has limits of its own, by its place in the order of their making: it grows when it is 75 to 81 %
+// full, and has one to four blocks modulo four.
+uint32_t MaxEntries(uint32_t groups, uint32_t ordinal) {
+  return groups * RowIndex::kGroupEntries / 256 * (192 + ordinal / 4 % 17);
+}
 
 uint32_t NextBlocks(uint32_t blocks) { return blocks < 4 ? 2 * blocks : blocks + 4; }
 
-// For half a segment's entries after a split, mostly: 20 blocks, filled to 65 %.
-uint32_t BlocksFor(size_t entries) {
-  uint32_t blocks = 20;
-  while (blocks < RowIndex::kMaxBlocks && entries >= MaxEntries(blocks * RowIndex::kBlockGroups)) {
-    blocks = NextBlocks(blocks);
+// For half a segment's entries after a split, mostly: 17 to 20 blocks.
+uint32_t BlocksFor(size_t entries, uint32_t ordinal) {
+  uint32_t blocks = 17 + ordinal % 4;
+  while (blocks < RowIndex::kMaxBlocks &&
+         entries >= MaxEntries(blocks * RowIndex::kBlockGroups, ordinal)) {
+    blocks = std::min(NextBlocks(blocks), RowIndex::kMaxBlocks);
   }
   return blocks;
 }
@@ -129,8 +134,9 @@ void RowIndex::Split(Segment* segment) {
   Segment* const other = segments_.back().get();
   other->depth = segment->depth;
   other->passed = segment->passed;
-  SetBlocks(segment, BlocksFor(scratch_.size() - to_other));
-  SetBlocks(other, BlocksFor(to_other));
+  other->ordinal = static_cast<uint32_t>(segments_.size() - 1);
+  SetBlocks(segment, BlocksFor(scratch_.size() - to_other, segment->ordinal));
+  SetBlocks(other, BlocksFor(to_other, other->ordinal));
   // Directory entries whose low bits are those of this segment and `bit`.
   const uint64_t low = KeyHash(scratch_.front().key) & (bit - 1);
   for (uint64_t i = low | bit; i < directory_.size(); i += 2 * bit) directory_[i] = other;
@@ -143,9 +149,9 @@ void RowIndex::Split(Segment* segment) {
 Entry* RowIndex::Insert(uint64_t hash, uint64_t key, uint32_t touched, uint32_t value) {
   Segment* segment = SegmentOf(hash);
   // Should a split leave one half full, that one is split again.
-  while (segment->entries >= MaxEntries(segment->groups)) {
+  while (segment->entries >= MaxEntries(segment->groups, segment->ordinal)) {
     ++moves_;
-    if (segment->groups < kMaxBlocks * kBlockGroups) {
+    if (NextBlocks(segment->groups / kBlockGroups) <= kMaxBlocks) {
       Grow(segment);
     } else {
       Split(segment);

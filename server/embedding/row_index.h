@@ -15,9 +15,9 @@ namespace codistill {
 // miss and nothing else counts. Groups of four entries fill a cache line each. Groups belong to
 // segments of at most 32,768 entries, found by the low bits of the hash through a directory
 // (extendible hashing: Fagin et al. 1979); within a segment a key's home group is given by other
-// bits and full groups overflow into the next. A segment that is 81 % full grows by a quarter or
-// less, and splits in two when it is largest: no insertion waits for more than one segment's
-// entries to move, and the index stays 68-81 % full at any size. Not thread-safe.
+// bits and full groups overflow into the next. A segment that is 75 to 81 % full grows by a
+// quarter or less, and splits in two when it is largest: no insertion waits for more than one
+// segment's entries to move, and the index stays 68-81 % full at any size. Not thread-safe.
 class RowIndex {
  public:
   struct Entry {
@@ -42,8 +42,9 @@ class RowIndex {
     std::array<Group*, kMaxBlocks> blocks = {};
     uint32_t groups = 0;
     uint32_t entries = 0;
-    uint32_t depth = 0;   // low bits of the hash that its keys share
-    uint32_t passed = 0;  // one bit a snapshot: the segment is in it already
+    uint32_t depth = 0;    // low bits of the hash that its keys share
+    uint32_t ordinal = 0;  // in the order of their making
+    uint32_t passed = 0;   // one bit a snapshot: the segment is in it already
 
     Group* group(uint32_t i) const { return blocks[i / kBlockGroups] + i % kBlockGroups; }
     uint32_t HomeOf(uint64_t hash) const {
@@ -57,22 +58,47 @@ class RowIndex {
   RowIndex();
 
   Segment* SegmentOf(uint64_t hash) const { return directory_[hash & mask_]; }
-  // Null if it is not there. `home`: the segment's HomeOf(hash).
-  static Entry* Find(const Segment& segment, uint32_t home, uint64_t key) {
-    for (uint32_t at = home;;) {
-      Group* const group = segment.group(at);
-      bool full = true;
-      for (Entry& entry : group->entries) {
-        if (entry.key == key && entry.value != kEmpty) return &entry;
-        full = full && entry.value != kEmpty;
-      }
-      if (!full) return nullptr;
+  // A look-up in two steps: where the key's group is, which is fetched meanwhile, and the key in
+  // it. The first step holds as long as moves() does.
+  struct Probe {
+    uint64_t hash;
+    const Segment* segment;
+    Group* group;
+    uint32_t home;
+  };
+  Probe Begin(uint64_t key) const {
+    Probe probe;
+    probe.hash = KeyHash(key);
+    probe.segment = SegmentOf(probe.hash);
+    probe.home = probe.segment->HomeOf(probe.hash);
+    probe.group = probe.segment->group(probe.home);
+    __builtin_prefetch(probe.group);
+    return probe;
+  }
+  // Null if it is not there.
+  static Entry* Find(const Probe& probe, uint64_t key) {
+    const Segment& segment = *probe.segment;
+    Group* group = probe.group;
+    for (uint32_t at = probe.home;;) {
+      Entry* const e = group->entries;
+      // All four without a branch: where in its group a key lies cannot be predicted.
+      const unsigned used = (e[0].value != kEmpty) | (e[1].value != kEmpty) << 1 |
+                            (e[2].value != kEmpty) << 2 | (e[3].value != kEmpty) << 3;
+      const unsigned equal = (e[0].key == key) | (e[1].key == key) << 1 | (e[2].key == key) << 2 |
+                             (e[3].key == key) << 3;
+      if ((used & equal) != 0) return e + __builtin_ctz(used & equal);
+      if (used != 15) return nullptr;
       if (++at == segment.groups) at = 0;
+      group = segment.group(at);
     }
   }
   Entry* Find(uint64_t hash, uint64_t key) const {
-    const Segment& segment = *SegmentOf(hash);
-    return Find(segment, segment.HomeOf(hash), key);
+    Probe probe;
+    probe.hash = hash;
+    probe.segment = SegmentOf(hash);
+    probe.home = probe.segment->HomeOf(hash);
+    probe.group = probe.segment->group(probe.home);
+    return Find(probe, key);
   }
 
   // Makes an entry for a key that has none, with the value given (not kEmpty). Entries may move.
