@@ -41,7 +41,7 @@ namespace codistill {
 //              evicted, whole steps at a time, until 1/16 of the bound is free. Where all are of
 //              the present step the new key is refused and counted.
 //
-// Memory: row_floats * 4 bytes a row and 16 bytes of index, filled to 68-81 %; no batch waits for
+// Memory: row_floats * 4 bytes a row and 16 bytes of index, filled to 60-81 %; no batch waits for
 // more than 32,768 keys to be moved when the index grows.
 //
 // Thread-safe. One thread at a time calls the methods under "Changes" (they are the updates whose

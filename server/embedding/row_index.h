@@ -17,7 +17,7 @@ namespace codistill {
 // (extendible hashing: Fagin et al. 1979); within a segment a key's home group is given by other
 // bits and full groups overflow into the next. A segment that is 75 to 81 % full grows by a
 // quarter or less, and splits in two when it is largest: no insertion waits for more than one
-// segment's entries to move, and the index stays 68-81 % full at any size. Not thread-safe.
+// segment's entries to move, and the index stays 60-81 % full at any size. Not thread-safe.
 class RowIndex {
  public:
   struct Entry {
