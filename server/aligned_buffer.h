@@ -1,6 +1,8 @@
 #ifndef CODISTILL_SERVER_ALIGNED_BUFFER_H_
 #define CODISTILL_SERVER_ALIGNED_BUFFER_H_
 
+#include <sys/mman.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -19,11 +21,7 @@ class AlignedBuffer {
   static constexpr size_t kAlignment = 64;
 
   AlignedBuffer() = default;
-  explicit AlignedBuffer(size_t size)
-      : data_(size == 0
-                  ? nullptr
-                  : static_cast<uint8_t*>(::operator new(size, std::align_val_t(kAlignment)))),
-        size_(size) {}
+  explicit AlignedBuffer(size_t size) : data_(Allocate(size)), size_(size) {}
 
   uint8_t* data() { return data_.get(); }
   const uint8_t* data() const { return data_.get(); }
@@ -31,9 +29,23 @@ class AlignedBuffer {
 
  private:
   struct Free {
-    void operator()(uint8_t* data) const { ::operator delete(data, std::align_val_t(kAlignment)); }
+    std::align_val_t alignment;
+    void operator()(uint8_t* data) const { ::operator delete(data, alignment); }
   };
-  std::unique_ptr<uint8_t, Free> data_;
+  // Large buffers lie in huge pages where the system has them.
+  static std::unique_ptr<uint8_t, Free> Allocate(size_t size) {
+    constexpr size_t kHugePage = size_t{2} << 20;
+    const bool large = size >= 2 * kHugePage;
+    const auto alignment = std::align_val_t(large ? kHugePage : kAlignment);
+    auto* const data = size == 0 ? nullptr : static_cast<uint8_t*>(::operator new(size, alignment));
+#ifdef MADV_HUGEPAGE
+    // Advice: small pages serve as well, only slower.
+    if (large) (void)madvise(data, size, MADV_HUGEPAGE);
+#endif
+    return std::unique_ptr<uint8_t, Free>(data, Free{alignment});
+  }
+
+  std::unique_ptr<uint8_t, Free> data_ = Allocate(0);
   size_t size_ = 0;
 };
 

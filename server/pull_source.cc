@@ -35,6 +35,11 @@ PullSource::PullSource(std::shared_ptr<const ShardStore> store, std::shared_ptr<
   if (blocks_.empty()) cut_ = nullptr;
 }
 
+size_t PullSource::block_size(int64_t index) const {
+  const Range& range = blocks_[index];
+  return static_cast<size_t>(range.count) * store_->layout().pieces()[range.piece].element_size;
+}
+
 absl::StatusOr<PullSource::Block> PullSource::Read(int64_t index) {
   const Range& range = blocks_[index];
   const ShardPiece& piece = store_->layout().pieces()[range.piece];

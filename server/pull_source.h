@@ -29,6 +29,8 @@ class PullSource {
 
   const Version& version() const { return version_; }
   int64_t num_blocks() const { return static_cast<int64_t>(blocks_.size()); }
+  // Bytes of a block, before it is read.
+  size_t block_size(int64_t index) const;
   // Once each and in order: after the last the source lets go of the cut. ABORTED if the cut was
   // revoked.
   absl::StatusOr<Block> Read(int64_t index);

@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -162,6 +163,46 @@ TEST_F(ServerTest, BadPushesAreRefusedByName) {
   const absl::Status short_payload = outcome({{good, ""}, {chunk, "0123456789"}});
   EXPECT_EQ(short_payload.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(std::string(short_payload.message()), HasSubstr("tensor w: 4 elements"));
+  const auto refused = [&](const std::function<void(TensorChunk*)>& change,
+                           const std::string& payload) {
+    FrameHeader changed = chunk;
+    change(changed.mutable_chunk());
+    const absl::Status status = outcome({{good, ""}, {changed, payload}});
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+    return std::string(status.message());
+  };
+  const std::string four = "0123456789abcdef";
+  EXPECT_THAT(refused([](TensorChunk* c) { c->set_dtype(DT_HALF); }, four),
+              HasSubstr("tensor w: has dtype DT_FLOAT, not DT_HALF"));
+  EXPECT_THAT(refused([](TensorChunk* c) { c->set_tensor(77); }, four),
+              HasSubstr("tensor 77 is not in the shard map"));
+  EXPECT_THAT(refused([](TensorChunk* c) { c->set_begin(160 * 128 - 2); }, four),
+              HasSubstr("tensor w: 4 elements from 20478 are not within one piece"));
+  EXPECT_THAT(refused([](TensorChunk* c) { c->set_begin(-1); }, four), HasSubstr("tensor w: 4"));
+  EXPECT_THAT(refused([](TensorChunk* c) { c->set_count(int64_t{1} << 62); }, four),
+              HasSubstr("tensor w: 4611686018427387904 elements"));
+  EXPECT_THAT(refused([](TensorChunk* c) { c->set_content(TensorChunk::VALUE); }, four),
+              HasSubstr("tensor w: is a PARAMETER and takes no VALUE"));
+  EXPECT_THAT(refused([](TensorChunk*) {}, four + "more"), HasSubstr("came with 20 bytes"));
+  // Several chunks in one frame: each must be there, and nothing else.
+  FrameHeader two = chunk;
+  *two.add_more() = chunk.chunk();
+  two.mutable_more(0)->set_begin(4);
+  const auto refuses_two = [&](const std::string& payload) {
+    const absl::Status status = outcome({{good, ""}, {two, payload}});
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
+    return std::string(status.message());
+  };
+  EXPECT_THAT(refuses_two("0123456789"), HasSubstr("are not in the frame"));
+  EXPECT_THAT(refuses_two(four + "0123"), HasSubstr("tensor w: 4 elements came with 4 bytes"));
+  EXPECT_THAT(refuses_two(four + four + "0"), HasSubstr("came with 17 bytes"));
+  two.mutable_chunk()->set_dtype(DT_INVALID);
+  EXPECT_THAT(refuses_two(four + four), HasSubstr("DT_INVALID"));
+  // A message longer than any frame.
+  const absl::Status long_message =
+      outcome({{good, ""}, {chunk, std::string(kMaxFrameBytes + 1, 'x')}});
+  EXPECT_EQ(long_message.code(), absl::StatusCode::kResourceExhausted) << long_message;
+
   FrameHeader end;
   end.mutable_end()->set_finite(true);
   end.mutable_end()->set_num_examples(1);
@@ -171,6 +212,37 @@ TEST_F(ServerTest, BadPushesAreRefusedByName) {
   EXPECT_EQ(outcome({{good, ""}}).code(), absl::StatusCode::kInvalidArgument);  // no END
   EXPECT_EQ(nodes_[0].server->shard()->state().step, 0);
   EXPECT_TRUE(Eventually([&] { return nodes_[0].server->shard()->counters().staged_pushes == 0; }));
+
+  // NaN: every shard is told, the step is numbered, nothing changes.
+  const RegisterReply both[kWorkers] = {me, Register(1)};
+  std::vector<std::thread> workers;
+  for (int rank = 0; rank < kWorkers; ++rank) {
+    workers.emplace_back([&, rank] {
+      const auto client = Client(both[rank]);
+      const auto result =
+          Push(client.get(), both[rank], rank, 1, std::numeric_limits<float>::quiet_NaN(), 1, 1);
+      ASSERT_TRUE(result.ok()) << result.status();
+      EXPECT_EQ(result->outcome, REJECTED);
+      EXPECT_THAT(result->message, HasSubstr("is not finite"));
+    });
+  }
+  for (std::thread& worker : workers) worker.join();
+  WorkerModel model(map_);
+  const auto pulled =
+      Client(me)->Pull(TensorClient::Source::kStep, me.generation(), 1, model.views, Soon());
+  ASSERT_TRUE(pulled.ok()) << pulled.status();
+  for (int64_t i = 0; i < 160 * 128; ++i) ASSERT_EQ(model.At(0, i), TestValue("w", i)) << i;
+  for (int64_t i = 0; i < 128; ++i) ASSERT_EQ(model.At(1, i), TestValue("b", i)) << i;
+
+  // A process that a newer one of its rank has replaced.
+  header = good;
+  header.mutable_begin()->set_step(2);
+  header.mutable_begin()->set_incarnation(me.incarnation() + 1);
+  EXPECT_EQ(outcome({{header, ""}}).code(), absl::StatusCode::kInvalidArgument);  // no END
+  header.mutable_begin()->set_incarnation(me.incarnation());
+  const absl::Status replaced = outcome({{header, ""}});
+  EXPECT_EQ(replaced.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(replaced.message()), HasSubstr("rank 0: incarnation"));
 }
 
 TEST_F(ServerTest, LostShardBeginsAnotherGeneration) {

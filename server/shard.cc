@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/fault.h"
+#include "common/base/retry_after.h"
 #include "common/base/status.h"
 #include "common/checkpoint/manifest.h"
 #include "common/checkpoint/shard_file.h"
@@ -15,6 +16,8 @@ namespace codistill {
 namespace {
 
 constexpr int64_t kMiB = 1 << 20;
+// When a pull that found too many others waiting is worth another try.
+constexpr absl::Duration kRetryDelay = absl::Milliseconds(200);
 
 void Run(std::vector<std::function<void()>>* effects) {
   for (const std::function<void()>& effect : *effects) effect();
@@ -491,8 +494,9 @@ void ModelShard::Pull(const PullRequest& request, Done<std::unique_ptr<PullSourc
     if (source.ok() && *source == nullptr) {
       // One pull a worker may wait, and those of processes that have died in the meantime.
       if (parked_pulls_.size() >= 16 + 4 * static_cast<size_t>(num_workers_)) {
-        source = absl::ResourceExhaustedError(
-            absl::StrCat(Name(), ": ", parked_pulls_.size(), " pulls wait already"));
+        source = WithRetryAfter(absl::ResourceExhaustedError(absl::StrCat(
+                                    Name(), ": ", parked_pulls_.size(), " pulls wait already")),
+                                kRetryDelay);
       } else {
         parked_pulls_.push_back({request, std::move(done)});
         return;

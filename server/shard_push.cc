@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/fault.h"
+#include "common/base/retry_after.h"
 #include "common/base/status.h"
 #include "common/config/job.h"
 #include "common/config/schedule.h"
@@ -231,8 +232,10 @@ absl::StatusOr<PushReply> ModelShard::DecideAsync(const StagedPush& push, const 
     if (std::optional<PushReply> earlier = outcomes_.Find(begin)) return *std::move(earlier);
     if (async_reports_.size() >= kMaxAsyncReports) {
       // What is applied must be told to the leader, or its books would be wrong.
-      return absl::ResourceExhaustedError(absl::StrCat(
-          Name(), ": ", kMaxAsyncReports, " reports wait for the leader already; try again"));
+      return WithRetryAfter(
+          absl::ResourceExhaustedError(
+              absl::StrCat(Name(), ": ", kMaxAsyncReports, " reports wait for the leader already")),
+          absl::Milliseconds(200));
     }
     reply.set_step(step_);
     const int64_t behind = outcomes_.furthest_step() - begin.step();

@@ -11,6 +11,7 @@
 #include "absl/time/clock.h"
 #include "common/base/fault_injecting_file_system.h"
 #include "common/base/mutex.h"
+#include "common/base/retry_after.h"
 #include "common/checkpoint/manifest.h"
 #include "common/config/shard_map.h"
 #include "gmock/gmock.h"
@@ -373,7 +374,9 @@ TEST_F(ShardTest, ParkedPullsAreBounded) {
     EXPECT_FALSE(pulls.back()->come());
   }
   const auto more = Pull([](PullRequest* r) { r->set_step(7); });
-  EXPECT_EQ(more->Wait().status().code(), absl::StatusCode::kResourceExhausted);
+  const absl::Status refused = more->Wait().status();
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_GT(RetryAfter(refused).value_or(absl::ZeroDuration()), absl::ZeroDuration());
   shard_->Drain();
 }
 

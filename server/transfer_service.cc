@@ -3,11 +3,13 @@
 #include <algorithm>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/rpc/frame.h"
+#include "common/tensor/tensor.h"
 #include "server/group_check.h"
 
 namespace codistill {
@@ -68,12 +70,13 @@ class TransferService::PushHandler final : public BulkHandler {
       return absl::OkStatus();
     }
     if (header.has_chunk()) {
-      if (payload.count() > 1) return Invalid("a chunk with several payloads");
-      const size_t bytes = payload.count() == 0 ? 0 : payload.size(0);
-      const absl::StatusOr<void*> place = push_->Place(header.chunk(), bytes);
-      if (!place.ok()) return place.status();
-      if (bytes > 0) payload.CopyTo(0, *place);
-      return absl::OkStatus();
+      if (payload.count() > 1) return Invalid("a frame with several payloads");
+      size_t at = 0;
+      absl::Status status = TakeChunk(header.chunk(), header.more_size() == 0, payload, &at);
+      for (int i = 0; i < header.more_size() && status.ok(); ++i) {
+        status = TakeChunk(header.more(i), i + 1 == header.more_size(), payload, &at);
+      }
+      return status;
     }
     if (header.has_rows()) {
       if (payload.count() > 1) return Invalid("rows with several payloads");
@@ -95,6 +98,29 @@ class TransferService::PushHandler final : public BulkHandler {
                                   call->Finish(reply.status());
                                 }
                               });
+    return absl::OkStatus();
+  }
+
+  // Takes the elements of one chunk, which begin at byte `*at` of the payload; the `last` chunk
+  // takes all that is left.
+  absl::Status TakeChunk(const TensorChunk& chunk, bool last, const DecodedPayload& payload,
+                         size_t* at) {
+    const size_t left = (payload.count() == 0 ? 0 : payload.size(0)) - *at;
+    size_t bytes = left;
+    if (!last) {
+      const size_t element = ElementSize(chunk.dtype());
+      if (element == 0 || chunk.count() < 0 ||
+          static_cast<uint64_t>(chunk.count()) > left / element) {
+        return Invalid(absl::StrCat("chunk of tensor ", chunk.tensor(), " at ", chunk.begin(), ": ",
+                                    chunk.count(), " elements of ", DataType_Name(chunk.dtype()),
+                                    " are not in the frame, which has ", left, " bytes left"));
+      }
+      bytes = static_cast<size_t>(chunk.count()) * element;
+    }
+    const absl::StatusOr<void*> place = push_->Place(chunk, bytes);
+    if (!place.ok()) return place.status();
+    if (bytes > 0) payload.CopyRangeTo(0, *at, bytes, *place);
+    *at += bytes;
     return absl::OkStatus();
   }
 
@@ -148,33 +174,51 @@ class TransferService::PullHandler final : public BulkHandler {
 
  private:
   void SendNext() {
-    TensorFrame frame;
-    FrameHeader* const header = frame.mutable_header();
     if (next_ < 0) {
-      *header->mutable_pull_begin()->mutable_version() = source_->version();
-      header->mutable_pull_begin()->set_chunks(source_->num_blocks());
+      TensorFrame frame;
+      PullBegin* const begin = frame.mutable_header()->mutable_pull_begin();
+      *begin->mutable_version() = source_->version();
+      begin->set_chunks(source_->num_blocks());
+      next_ = 0;
       Send(frame, {});
     } else if (next_ < source_->num_blocks()) {
-      absl::StatusOr<PullSource::Block> block = source_->Read(next_);
-      if (!block.ok()) {
-        call_->Finish(block.status());
-        return;
-      }
-      *header->mutable_chunk() = block->chunk;
-      payload_bytes_ += static_cast<int64_t>(block->bytes);
-      const PayloadRef payload = {block->data, block->bytes, std::move(block->owner)};
-      Send(frame, absl::MakeConstSpan(&payload, 1));
-    } else if (next_ == source_->num_blocks()) {
-      header->mutable_pull_end()->set_bytes(payload_bytes_);
+      SendChunks();
+    } else if (!ended_) {
+      TensorFrame frame;
+      frame.mutable_header()->mutable_pull_end()->set_bytes(payload_bytes_);
+      ended_ = true;
       Send(frame, {});
     } else {
       call_->Finish(absl::OkStatus());
     }
   }
 
-  void Send(const TensorFrame& frame, absl::Span<const PayloadRef> payloads) {
-    ++next_;
-    grpc::ByteBuffer message = EncodeWithPayload(frame, kPayload, payloads);
+  // One frame: as many chunks as fit.
+  void SendChunks() {
+    TensorFrame frame;
+    FrameHeader* const header = frame.mutable_header();
+    std::vector<PayloadRef> parts;
+    for (size_t bytes = 0; next_ < source_->num_blocks(); ++next_) {
+      const size_t size = source_->block_size(next_);
+      if (!parts.empty() && (bytes + size > kFramePayloadBytes || parts.size() >= kMaxChunks)) {
+        break;
+      }
+      absl::StatusOr<PullSource::Block> block = source_->Read(next_);
+      if (!block.ok()) {
+        call_->Finish(block.status());
+        return;
+      }
+      *(parts.empty() ? header->mutable_chunk() : header->add_more()) = block->chunk;
+      bytes += block->bytes;
+      parts.push_back({block->data, block->bytes, std::move(block->owner)});
+    }
+    for (const PayloadRef& part : parts) payload_bytes_ += static_cast<int64_t>(part.size);
+    Send(frame, parts);
+  }
+
+  void Send(const TensorFrame& frame, absl::Span<const PayloadRef> parts) {
+    grpc::ByteBuffer message = parts.empty() ? EncodeWithPayload(frame, kPayload, {})
+                                             : EncodeWithParts(frame, kPayload, parts);
     service_->pull_bytes_.fetch_add(message.Length(), std::memory_order_relaxed);
     call_->Write(std::move(message));
   }
@@ -183,7 +227,8 @@ class TransferService::PullHandler final : public BulkHandler {
   std::shared_ptr<BulkCall> call_;
   std::unique_ptr<PullSource> source_;
   bool asked_ = false;
-  int64_t next_ = -1;  // block to send; -1 = PullBegin
+  int64_t next_ = -1;   // block to send; -1 = PullBegin
+  bool ended_ = false;  // PullEnd was sent
   int64_t payload_bytes_ = 0;
 };
 

@@ -6,8 +6,15 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/retry_after.h"
 
 namespace codistill {
+namespace {
+
+// When a full queue is worth another try: some of its tasks have run by then.
+constexpr absl::Duration kRetryDelay = absl::Milliseconds(100);
+
+}  // namespace
 
 void SetThreadName(absl::string_view name) {
   pthread_setname_np(pthread_self(), std::string(name.substr(0, 15)).c_str());
@@ -38,9 +45,10 @@ absl::Status Executor::Schedule(std::function<void()> task) {
   absl::Status status = queue_.TryPush(std::move(task));
   switch (status.code()) {
     case absl::StatusCode::kResourceExhausted:
-      return absl::ResourceExhaustedError(absl::StrCat("executor ", options_.name, ": all ",
-                                                       queue_.capacity(),
-                                                       " places of its queue are taken"));
+      return WithRetryAfter(absl::ResourceExhaustedError(
+                                absl::StrCat("executor ", options_.name, ": all ",
+                                             queue_.capacity(), " places of its queue are taken")),
+                            kRetryDelay);
     case absl::StatusCode::kCancelled:
       return absl::UnavailableError(absl::StrCat("executor ", options_.name, " is shutting down"));
     default:

@@ -138,14 +138,18 @@ class FakeShards::PushHandler : public BulkHandler {
         std::max(push_.largest_payload, static_cast<int64_t>(frame.payload().size()));
     const FrameHeader& header = frame.header();
     if (header.has_begin()) push_.begin = header.begin();
-    if (header.has_chunk()) {
-      const TensorChunk& chunk = header.chunk();
+    size_t at = 0;
+    for (int i = -1; header.has_chunk() && i < header.more_size(); ++i) {
+      const TensorChunk& chunk = i < 0 ? header.chunk() : header.more(i);
+      const size_t size = chunk.count() * ElementSize(chunk.dtype());
+      const std::string payload = frame.payload().substr(at, size);
+      at += size;
       if (chunk.content() == TensorChunk::GRADIENT) {
-        push_.gradients[chunk.tensor()][chunk.begin()] = frame.payload();
+        push_.gradients[chunk.tensor()][chunk.begin()] = payload;
       } else if (chunk.content() == TensorChunk::VALUE) {
-        push_.values[chunk.tensor()][chunk.begin()] = frame.payload();
+        push_.values[chunk.tensor()][chunk.begin()] = payload;
       } else {
-        push_.worker_state += frame.payload();
+        push_.worker_state += payload;
       }
     }
     if (header.has_end()) {

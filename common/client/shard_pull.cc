@@ -38,7 +38,7 @@ class PullReader {
       begin_ = header.pull_begin();
       return absl::OkStatus();
     }
-    if (header.has_chunk()) return TakeChunk(header.chunk(), payload);
+    if (header.has_chunk()) return TakeChunks(header, payload);
     if (!header.has_pull_end()) return absl::DataLossError("neither a chunk nor a PullEnd");
     ended_ = true;
     return CheckEnd(header.pull_end());
@@ -54,7 +54,19 @@ class PullReader {
   uint64_t bytes() const { return bytes_; }
 
  private:
-  absl::Status TakeChunk(const TensorChunk& chunk, const DecodedPayload& payload) {
+  absl::Status TakeChunks(const FrameHeader& header, const DecodedPayload& payload) {
+    size_t at = 0;
+    CODISTILL_RETURN_IF_ERROR(TakeChunk(header.chunk(), payload, &at));
+    for (const TensorChunk& chunk : header.more()) {
+      CODISTILL_RETURN_IF_ERROR(TakeChunk(chunk, payload, &at));
+    }
+    if (payload.count() == 1 && at == payload.size(0)) return absl::OkStatus();
+    return absl::DataLossError(
+        absl::StrCat("frame with ", payload.size(0), " bytes of payload for chunks of ", at));
+  }
+
+  // Takes the elements of one chunk, which begin at byte `*at` of the payload.
+  absl::Status TakeChunk(const TensorChunk& chunk, const DecodedPayload& payload, size_t* at) {
     ++chunks_;
     const int index = layout_.FindPiece(shard_, chunk.tensor(), chunk.begin());
     if (index < 0) {
@@ -73,14 +85,17 @@ class PullReader {
     const size_t size = ElementSize(spec.dtype());
     if (chunk.dtype() != spec.dtype() || chunk.content() != TensorChunk::VALUE ||
         chunk.encoding() != TensorChunk::DENSE || payload.count() != 1 ||
-        payload.size(0) != chunk.count() * size) {
+        payload.size(0) - *at < chunk.count() * size) {
       return absl::DataLossError(absl::StrCat(
           "chunk of tensor ", spec.name(), " is ", DataTypeName(chunk.dtype()), " with ",
-          payload.count() == 1 ? payload.size(0) : 0, " bytes; it must be the values, ",
+          payload.count() == 1 ? payload.size(0) - *at : 0, " bytes; it must be the values, ",
           DataTypeName(spec.dtype()), " with ", chunk.count() * size, " bytes"));
     }
-    payload.CopyTo(0, static_cast<char*>(tensors_[piece.tensor()].data) + chunk.begin() * size);
-    payload_bytes_ += payload.size(0);
+    const size_t bytes = chunk.count() * size;
+    payload.CopyRangeTo(0, *at, bytes,
+                        static_cast<char*>(tensors_[piece.tensor()].data) + chunk.begin() * size);
+    *at += bytes;
+    payload_bytes_ += static_cast<int64_t>(bytes);
     received_[index] += chunk.count();
     return absl::OkStatus();
   }

@@ -47,6 +47,7 @@ void ShardPush::Add(Part part) {
   if (over_ || !HasRoom()) return;
   queued_bytes_ += part.size;
   parts_.push_back(std::move(part));
+  if (queued_bytes_ >= kMaxQueuedPushBytes) full_ = true;
 }
 
 void ShardPush::SendEnd(PushEnd end) {
@@ -86,9 +87,9 @@ void ShardPush::Run(std::shared_ptr<BulkChannel> channel, const PushBegin& begin
 absl::Status ShardPush::Send(BulkStream* stream, const PushBegin& begin) {
   FrameHeader header;
   *header.mutable_begin() = begin;
-  if (!Write(stream, header, nullptr)) return ReadReply(stream);
+  if (!Write(stream, header, {})) return ReadReply(stream);
   while (true) {
-    Part part;
+    std::vector<Part> parts;
     {
       MutexLock lock(&mu_);
       if (!mu_.AwaitWithDeadline(absl::Condition(this, &ShardPush::HasWork), deadline_)) {
@@ -100,19 +101,30 @@ absl::Status ShardPush::Send(BulkStream* stream, const PushBegin& begin) {
         return absl::CancelledError("push abandoned");
       }
       if (parts_.empty()) break;  // END
-      part = std::move(parts_.front());
-      parts_.pop_front();
-      queued_bytes_ -= part.size;
+      // Whatever is there and fits travels in one frame; nothing waits for more to come.
+      for (size_t bytes = 0; !parts_.empty() && parts.size() < kMaxChunks;) {
+        const bool rows = parts_.front().rows.count() > 0;  // in a frame of their own
+        bytes += parts_.front().size;
+        if (!parts.empty() && (rows || bytes > kFramePayloadBytes)) break;
+        parts.push_back(std::move(parts_.front()));
+        parts_.pop_front();
+        queued_bytes_ -= parts.back().size;
+        if (rows) break;
+      }
+      if (queued_bytes_ <= kMaxQueuedPushBytes / 2) full_ = false;
     }
-    if (part.rows.count() > 0) {
-      *header.mutable_rows() = part.rows;
+    header.clear_more();
+    if (parts[0].rows.count() > 0) {
+      *header.mutable_rows() = parts[0].rows;
     } else {
-      *header.mutable_chunk() = part.chunk;
+      *header.mutable_chunk() = parts[0].chunk;
+      for (size_t i = 1; i < parts.size(); ++i) *header.add_more() = parts[i].chunk;
     }
-    if (!Write(stream, header, &part)) return ReadReply(stream);
+    if (!Write(stream, header, parts)) return ReadReply(stream);
   }
   {
     MutexLock lock(&mu_);
+    header.clear_more();
     *header.mutable_end() = end_;
   }
   // A shard that applies pushes as they come must not take half of one that another refuses.
@@ -125,29 +137,31 @@ absl::Status ShardPush::Send(BulkStream* stream, const PushBegin& begin) {
   header.mutable_end()->set_squared_norm(squared_norm_);
   header.mutable_end()->set_finite(not_finite->empty());
   header.mutable_end()->set_not_finite_tensor(*not_finite);
-  Write(stream, header, nullptr);
+  Write(stream, header, {});
   if (FaultInjector::Global().enabled()) FaultPoint(absl::StrCat("push.ended.", shard_));
   return ReadReply(stream);
 }
 
-bool ShardPush::Write(BulkStream* stream, const FrameHeader& header, const Part* part) {
+bool ShardPush::Write(BulkStream* stream, const FrameHeader& header, absl::Span<const Part> parts) {
   TensorFrame frame;
   *frame.mutable_header() = header;
   std::vector<PayloadRef> payloads;
-  if (part != nullptr) {
-    payloads.push_back({part->data, part->size, part->owner});
-    const bool rows = part->rows.count() > 0;
-    if (rows || part->chunk.dtype() == DT_FLOAT) {
+  for (const Part& part : parts) {
+    payloads.push_back({part.data, part.size, part.owner});
+    const bool rows = part.rows.count() > 0;
+    if (rows || part.chunk.dtype() == DT_FLOAT) {
       // Rows come after their keys.
-      const size_t skip = rows ? part->rows.count() * sizeof(uint64_t) : 0;
+      const size_t skip = rows ? part.rows.count() * sizeof(uint64_t) : 0;
       const double squares = SumOfSquares(
-          reinterpret_cast<const float*>(static_cast<const uint8_t*>(part->data) + skip),
-          static_cast<int64_t>((part->size - skip) / sizeof(float)));
-      if (!std::isfinite(squares) && not_finite_tensor_.empty()) not_finite_tensor_ = part->name;
-      if (rows || part->chunk.content() == TensorChunk::GRADIENT) squared_norm_ += squares;
+          reinterpret_cast<const float*>(static_cast<const uint8_t*>(part.data) + skip),
+          static_cast<int64_t>((part.size - skip) / sizeof(float)));
+      if (!std::isfinite(squares) && not_finite_tensor_.empty()) not_finite_tensor_ = part.name;
+      if (rows || part.chunk.content() == TensorChunk::GRADIENT) squared_norm_ += squares;
     }
   }
-  grpc::ByteBuffer message = EncodeWithPayload(frame, TensorFrame::kPayloadFieldNumber, payloads);
+  constexpr int kPayload = TensorFrame::kPayloadFieldNumber;
+  grpc::ByteBuffer message = payloads.empty() ? EncodeWithPayload(frame, kPayload, {})
+                                              : EncodeWithParts(frame, kPayload, payloads);
   bytes_.fetch_add(message.Length(), std::memory_order_relaxed);
   return stream->Write(std::move(message));
 }

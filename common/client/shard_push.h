@@ -11,6 +11,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "common/base/mutex.h"
 #include "common/client/call_group.h"
 #include "common/client/push_verdict.h"
@@ -41,8 +42,8 @@ class ShardPush {
   // Cancels the stream if it has not ended.
   ~ShardPush();
 
-  // Queues one frame. Waits while more than kMaxQueuedPushBytes are queued; drops it once the push
-  // has failed or was answered early.
+  // Queues one chunk; small ones travel several in a frame. Waits while more than
+  // kMaxQueuedPushBytes are queued; drops it once the push has failed or was answered early.
   void Add(Part part);
   // Queues END. `squared_norm` will be of this shard's frames, `finite` and `not_finite_tensor` of
   // the whole push.
@@ -56,10 +57,8 @@ class ShardPush {
   void Run(std::shared_ptr<BulkChannel> channel, const PushBegin& begin);
   absl::Status Send(BulkStream* stream, const PushBegin& begin);
   absl::Status ReadReply(BulkStream* stream);
-  bool Write(BulkStream* stream, const FrameHeader& header, const Part* part);
-  bool HasRoom() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    return over_ || queued_bytes_ < kMaxQueuedPushBytes;
-  }
+  bool Write(BulkStream* stream, const FrameHeader& header, absl::Span<const Part> parts);
+  bool HasRoom() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return over_ || !full_; }
   bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     return over_ || !parts_.empty() || end_queued_;
   }
@@ -73,6 +72,8 @@ class ShardPush {
   Mutex mu_;
   std::deque<Part> parts_ ABSL_GUARDED_BY(mu_);
   size_t queued_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  // Who waits for room waits until half is free: waking for every frame costs more than it brings.
+  bool full_ ABSL_GUARDED_BY(mu_) = false;
   bool end_queued_ ABSL_GUARDED_BY(mu_) = false;
   PushEnd end_ ABSL_GUARDED_BY(mu_);
   bool over_ ABSL_GUARDED_BY(mu_) = false;  // nothing more will be sent

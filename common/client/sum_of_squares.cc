@@ -1,23 +1,63 @@
 #include "common/client/sum_of_squares.h"
 
-namespace codistill {
+// The sets between these bring nothing here.
+#define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_AVX3_DL)
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "common/client/sum_of_squares.cc"
+#include "hwy/foreach_target.h"
+// foreach_target.h must come first.
+#include "hwy/highway.h"
 
-double SumOfSquares(const float* values, int64_t n) {
-  // Sums that do not wait for one another; this file is compiled with -O3 in every configuration,
-  // which makes vectors of them.
-  constexpr int kLanes = 16;
-  double lanes[kLanes] = {};
+HWY_BEFORE_NAMESPACE();
+namespace codistill {
+namespace internal {
+namespace HWY_NAMESPACE {
+
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Sums that do not wait for one another. As many for every vector length: a product of two floats
+// is exact in double, so the result is the same to the bit on every processor.
+constexpr int64_t kSums = 32;
+
+double Squares(const float* values, int64_t n) {
+  using D = hn::CappedTag<double, 8>;
+  const D d;
+  const hn::Rebind<float, D> f;
+  constexpr int64_t kLanes = hn::MaxLanes(D());
+  constexpr int64_t kVectors = kSums / kLanes;
+  hn::Vec<D> sums[kVectors];
+  for (int64_t v = 0; v < kVectors; ++v) sums[v] = hn::Zero(d);
   int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    for (int j = 0; j < kLanes; ++j) {
-      const double value = values[i + j];
-      lanes[j] += value * value;
+  for (; i + kSums <= n; i += kSums) {
+    for (int64_t v = 0; v < kVectors; ++v) {
+      const auto x = hn::PromoteTo(d, hn::LoadU(f, values + i + v * kLanes));
+      sums[v] = hn::MulAdd(x, x, sums[v]);
     }
   }
-  for (; i < n; ++i) lanes[i % kLanes] += static_cast<double>(values[i]) * values[i];
+  HWY_ALIGN double lanes[kSums];
+  for (int64_t v = 0; v < kVectors; ++v) hn::Store(sums[v], d, lanes + v * kLanes);
+  for (; i < n; ++i) lanes[i % kSums] += static_cast<double>(values[i]) * values[i];
   double sum = 0;
   for (double lane : lanes) sum += lane;
   return sum;
 }
 
+}  // namespace HWY_NAMESPACE
+}  // namespace internal
 }  // namespace codistill
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace codistill {
+namespace internal {
+
+HWY_EXPORT(Squares);
+
+}  // namespace internal
+
+double SumOfSquares(const float* values, int64_t n) {
+  return HWY_DYNAMIC_DISPATCH(internal::Squares)(values, n);
+}
+
+}  // namespace codistill
+#endif

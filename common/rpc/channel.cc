@@ -6,6 +6,7 @@
 #include "absl/random/random.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/base/retry_after.h"
 #include "common/base/status.h"
 #include "common/rpc/fault_interceptor.h"
 #include "grpc/grpc.h"
@@ -35,7 +36,9 @@ int MaxMessageBytes(ChannelUse use) {
 
 bool IsTransient(const absl::Status& status) {
   return status.code() == absl::StatusCode::kUnavailable ||
-         status.code() == absl::StatusCode::kDeadlineExceeded;
+         status.code() == absl::StatusCode::kDeadlineExceeded ||
+         // Refused for load, by somebody who says when to come again.
+         (status.code() == absl::StatusCode::kResourceExhausted && RetryAfter(status).has_value());
 }
 
 }  // namespace
@@ -87,7 +90,8 @@ absl::Status RetryUntil(absl::Time deadline, const std::function<absl::Status()>
     const absl::Status status = attempt();
     if (!IsTransient(status)) return status;
     // Jitter keeps the clients of a restarted server from coming back all at once.
-    const absl::Time next = absl::Now() + backoff * absl::Uniform(random, 0.8, 1.2);
+    const absl::Duration hint = RetryAfter(status).value_or(absl::ZeroDuration());
+    const absl::Time next = absl::Now() + std::max(backoff * absl::Uniform(random, 0.8, 1.2), hint);
     backoff = std::min(backoff * kBackoffGrowth, kMaxBackoff);
     if (next >= deadline) return Annotate(status, "gave up trying again");
     while (absl::Now() < next) {

@@ -3,6 +3,7 @@
 #include <string>
 
 #include "absl/time/clock.h"
+#include "common/base/retry_after.h"
 #include "common/rpc/grpc_status.h"
 #include "gtest/gtest.h"
 
@@ -32,6 +33,37 @@ TEST(GrpcStatusTest, LongMessagesAreCutToWhatTrailersCarry) {
   const grpc::Status status = ToGrpcStatus(absl::InvalidArgumentError(std::string(100000, '\n')));
   EXPECT_LT(status.error_message().size() * 3, 8000u);
   EXPECT_NE(status.error_message().find("97952 more bytes"), std::string::npos);
+}
+
+TEST(GrpcStatusTest, CarriesWhenToTryAgain) {
+  const absl::Status full =
+      WithRetryAfter(absl::ResourceExhaustedError("full"), absl::Milliseconds(250));
+  const grpc::Status on_the_wire = ToGrpcStatus(full);
+  EXPECT_FALSE(on_the_wire.error_details().empty());
+  EXPECT_EQ(FromGrpcStatus(on_the_wire), full);  // payload included
+  EXPECT_EQ(RetryAfter(FromGrpcStatus(on_the_wire)), absl::Milliseconds(250));
+  EXPECT_TRUE(ToGrpcStatus(absl::ResourceExhaustedError("full")).error_details().empty());
+  // What is no google.rpc.Status is passed over.
+  const absl::Status odd = FromGrpcStatus(
+      grpc::Status(grpc::StatusCode::RESOURCE_EXHAUSTED, "full", std::string("\x1a\x7f", 2)));
+  EXPECT_EQ(odd, absl::ResourceExhaustedError("full"));
+}
+
+TEST(RetryUntilTest, WaitsAsLongAsItIsTold) {
+  int calls = 0;
+  const absl::Time begin = absl::Now();
+  EXPECT_TRUE(RetryUntil(absl::Now() + absl::Seconds(20), [&] {
+                if (++calls > 1) return absl::OkStatus();
+                return WithRetryAfter(absl::ResourceExhaustedError("full"),
+                                      absl::Milliseconds(300));
+              }).ok());
+  EXPECT_EQ(calls, 2);
+  EXPECT_GE(absl::Now() - begin, absl::Milliseconds(300));
+  // Without a hint nothing says that it would be better later.
+  EXPECT_EQ(RetryUntil(absl::Now() + absl::Seconds(20),
+                       [] { return absl::ResourceExhaustedError("disk"); })
+                .code(),
+            absl::StatusCode::kResourceExhausted);
 }
 
 TEST(RetryUntilTest, RepeatsOnlyWhatIsTransient) {

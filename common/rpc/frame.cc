@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/streaming_copy.h"
 #include "google/protobuf/io/coded_stream.h"
 #include "google/protobuf/wire_format_lite.h"
 
@@ -18,6 +19,8 @@ using google::protobuf::io::CodedOutputStream;
 constexpr int kMaxVarintBytes = 10;
 // Below this a copy is cheaper than a slice with an owner.
 constexpr size_t kCopyBelowBytes = 512;
+// From here on a copy is of a tensor that does not fit the caches with all the others.
+constexpr size_t kStreamFromBytes = 256 << 10;
 
 grpc::Slice SliceOf(const std::string& bytes) { return grpc::Slice(bytes.data(), bytes.size()); }
 
@@ -27,6 +30,43 @@ grpc::Slice SliceOf(const PayloadRef& payload) {
       const_cast<void*>(payload.data), payload.size,
       [](void* user_data) { delete static_cast<std::shared_ptr<const void>*>(user_data); }, owner);
 }
+
+// A message on its way out, as a list of slices.
+class MessageWriter {
+ public:
+  explicit MessageWriter(const google::protobuf::MessageLite& small)
+      : pending_(small.SerializeAsString()) {}
+
+  void BeginField(int field, size_t size) {
+    uint8_t header[2 * kMaxVarintBytes];
+    uint8_t* end = CodedOutputStream::WriteTagToArray(
+        WireFormatLite::MakeTag(field, WireFormatLite::WIRETYPE_LENGTH_DELIMITED), header);
+    end = CodedOutputStream::WriteVarint64ToArray(size, end);
+    pending_.append(reinterpret_cast<const char*>(header), end - header);
+  }
+
+  void Append(const PayloadRef& payload) {
+    if (payload.size < kCopyBelowBytes) {
+      if (payload.size > 0) {
+        pending_.append(static_cast<const char*>(payload.data), payload.size);
+      }
+      return;
+    }
+    if (!pending_.empty()) slices_.push_back(SliceOf(pending_));
+    pending_.clear();
+    slices_.push_back(SliceOf(payload));
+  }
+
+  grpc::ByteBuffer Take() {
+    // A message without bytes is one empty slice: a ByteBuffer without any is not valid.
+    if (!pending_.empty() || slices_.empty()) slices_.push_back(SliceOf(pending_));
+    return grpc::ByteBuffer(slices_.data(), slices_.size());
+  }
+
+ private:
+  std::vector<grpc::Slice> slices_;
+  std::string pending_;  // bytes of ours that wait for the next slice of somebody else's
+};
 
 // Reads protobuf's wire format off a list of slices. Every method returns false at the end of the
 // bytes; nothing is consumed that is not there.
@@ -101,29 +141,22 @@ absl::Status Malformed(absl::string_view what, size_t total, size_t left) {
 
 grpc::ByteBuffer EncodeWithPayload(const google::protobuf::MessageLite& small, int payload_field,
                                    absl::Span<const PayloadRef> payloads) {
-  std::vector<grpc::Slice> slices;
-  slices.reserve(2 * payloads.size() + 1);
-  // Bytes of ours that wait for the next slice of somebody else's.
-  std::string pending = small.SerializeAsString();
+  MessageWriter writer(small);
   for (const PayloadRef& payload : payloads) {
-    uint8_t header[2 * kMaxVarintBytes];
-    uint8_t* end = CodedOutputStream::WriteTagToArray(
-        WireFormatLite::MakeTag(payload_field, WireFormatLite::WIRETYPE_LENGTH_DELIMITED), header);
-    end = CodedOutputStream::WriteVarint64ToArray(payload.size, end);
-    pending.append(reinterpret_cast<const char*>(header), end - header);
-    if (payload.size < kCopyBelowBytes) {
-      if (payload.size > 0) {
-        pending.append(static_cast<const char*>(payload.data), payload.size);
-      }
-      continue;
-    }
-    slices.push_back(SliceOf(pending));
-    pending.clear();
-    slices.push_back(SliceOf(payload));
+    writer.BeginField(payload_field, payload.size);
+    writer.Append(payload);
   }
-  // A message without bytes is one empty slice: a ByteBuffer without any is not valid.
-  if (!pending.empty() || slices.empty()) slices.push_back(SliceOf(pending));
-  return grpc::ByteBuffer(slices.data(), slices.size());
+  return writer.Take();
+}
+
+grpc::ByteBuffer EncodeWithParts(const google::protobuf::MessageLite& small, int payload_field,
+                                 absl::Span<const PayloadRef> parts) {
+  MessageWriter writer(small);
+  size_t size = 0;
+  for (const PayloadRef& part : parts) size += part.size;
+  writer.BeginField(payload_field, size);
+  for (const PayloadRef& part : parts) writer.Append(part);
+  return writer.Take();
 }
 
 absl::Status DecodedPayload::Decode(grpc::ByteBuffer* buffer, int payload_field,
@@ -186,11 +219,26 @@ absl::Status DecodedPayload::Decode(grpc::ByteBuffer* buffer, int payload_field,
   return absl::OkStatus();
 }
 
-void DecodedPayload::CopyTo(int i, void* to) const {
+void DecodedPayload::CopyTo(int i, void* to) const { CopyRangeTo(i, 0, size(i), to); }
+
+void DecodedPayload::CopyRangeTo(int i, size_t begin, size_t size, void* to) const {
+  const bool large = size >= kStreamFromBytes;
   auto* next = static_cast<uint8_t*>(to);
-  for (const absl::Span<const uint8_t> part : parts(i)) {
-    std::memcpy(next, part.data(), part.size());
+  for (absl::Span<const uint8_t> part : parts(i)) {
+    if (size == 0) return;
+    if (begin >= part.size()) {
+      begin -= part.size();
+      continue;
+    }
+    part = part.subspan(begin, size);
+    begin = 0;
+    if (large) {
+      StreamingCopy(next, part.data(), part.size());
+    } else {
+      std::memcpy(next, part.data(), part.size());
+    }
     next += part.size();
+    size -= part.size();
   }
 }
 

@@ -20,6 +20,9 @@ namespace codistill {
 // Payload of a bulk frame: about 1 MiB (measured best on loopback; 256 KiB moves 0.6-0.85 as much).
 inline constexpr int64_t kFramePayloadBytes = 1 << 20;
 
+// Chunks that share a frame, at most: many small tensors travel together.
+inline constexpr size_t kMaxChunks = 64;
+
 // Bytes on their way out. `owner` keeps them alive and unchanged until gRPC lets go of them, which
 // may be after the call has ended.
 struct PayloadRef {
@@ -32,6 +35,10 @@ struct PayloadRef {
 // be empty in `small`. Without payloads, just `small`.
 grpc::ByteBuffer EncodeWithPayload(const google::protobuf::MessageLite& small, int payload_field,
                                    absl::Span<const PayloadRef> payloads);
+
+// The same with one value of the field: all `parts`, one after another.
+grpc::ByteBuffer EncodeWithParts(const google::protobuf::MessageLite& small, int payload_field,
+                                 absl::Span<const PayloadRef> parts);
 
 // A received message: its small fields parsed, its payload(s) left where they arrived.
 // A field that occurs several times gives several payloads, singular fields too: their reader
@@ -51,6 +58,8 @@ class DecodedPayload {
   size_t size(int i) const { return payloads_[i].size; }
   // The one copy: payload `i` to `to`, which has room for size(i) bytes.
   void CopyTo(int i, void* to) const;
+  // Bytes [begin, begin + size) of payload `i`, which has them. Large ranges go past the caches.
+  void CopyRangeTo(int i, size_t begin, size_t size, void* to) const;
   // The parts of payload `i`, in order; valid as long as this object.
   absl::Span<const absl::Span<const uint8_t>> parts(int i) const { return payloads_[i].parts; }
 
