@@ -124,7 +124,7 @@ class Work {
     init_.seed = 4711;
     init_.scale = 0.05f;
     double sum = 0;
-    for (int k = 0; k < 256; ++k) {
+    for (int k = 0; k < 65536; ++k) {
       moved_.push_back(kRate * sum);
       sum += 1 / std::sqrt(static_cast<double>(k + 1));
     }
@@ -192,7 +192,7 @@ class Work {
   }
 
   const int64_t rows_;
-  std::vector<uint8_t> pushes_;  // by id
+  std::vector<uint16_t> pushes_;  // by id
   std::vector<Batch> batches_;
   RowInit init_;
   std::vector<double> moved_;  // by number of pushes
