@@ -6,6 +6,7 @@
 #include "absl/time/clock.h"
 #include "common/base/executor.h"
 #include "common/base/random.h"
+#include "common/config/embedding.h"
 
 namespace codistill {
 namespace {
@@ -90,6 +91,13 @@ absl::StatusOr<std::unique_ptr<BatchPipeline::Step>> BatchPipeline::Next(absl::T
   return absl::DeadlineExceededError("no step is ready yet");
 }
 
+BatchPipeline::NextRows BatchPipeline::PeekRows() {
+  MutexLock lock(&mu_);
+  if (ready_.empty()) return {};
+  const Step& step = *ready_.front();
+  return {step.generation, step.assignment.weights_step(), step.rows};
+}
+
 void BatchPipeline::Run() {
   SetThreadName("batches");
   MutexLock lock(&mu_);
@@ -164,6 +172,10 @@ void BatchPipeline::BuildBatch() {
       options_.batches->Build(assignment.first_example(), assignment.num_examples());
   if (batch.ok()) {
     step->batch = *std::move(batch);
+    if (HasEmbeddings(options_.model)) {
+      step->rows =
+          std::make_shared<std::vector<RowBatch>>(FindRows(options_.model, step->batch.inputs));
+    }
     step->question = AsQuestion(step->generation, assignment.step(), step->batch);
   } else {
     step->data_error = batch.status();

@@ -6,12 +6,15 @@
 #include <memory>
 #include <optional>
 #include <thread>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "common/base/mutex.h"
 #include "common/client/leader_client.h"
+#include "common/model/row_batch.h"
+#include "proto/job.pb.h"
 #include "proto/parameter_server.pb.h"
 #include "worker/batch_source.h"
 #include "worker/teacher_source.h"
@@ -31,11 +34,14 @@ class BatchPipeline {
     BatchSource* batches = nullptr;     // not owned
     TeacherSource* teachers = nullptr;  // not owned; null = none
     int32_t rank = 0;
+    ModelConfig model;  // whose embedding tables are looked for in the batches
     // Steps made ready ahead of the one in hand, at least 1.
     int ahead = 1;
     // Whether batches are announced to the teachers as soon as they are built.
     bool announce = true;
   };
+
+  using Rows = std::shared_ptr<const std::vector<RowBatch>>;
 
   // One step, ready to be computed.
   struct Step {
@@ -43,6 +49,7 @@ class BatchPipeline {
     Assignment assignment;
     StudentBatch batch;
     TeacherBatch question;  // the batch as teachers see it
+    Rows rows;              // of embedding tables; null for models without
     // The data are at fault; the batch is empty.
     absl::Status data_error;
   };
@@ -65,6 +72,15 @@ class BatchPipeline {
   // The next step. OUT_OF_RANGE: the group has finished, there are no more. DEADLINE_EXCEEDED: none
   // yet. Anything else is the leader's answer; a Restart or Resume is wanted then.
   absl::StatusOr<std::unique_ptr<Step>> Next(absl::Time deadline);
+
+  // The rows that the step after the one in hand will want, if it is ready: they may be asked for
+  // while the one in hand is being decided. Null otherwise.
+  struct NextRows {
+    uint64_t generation = 0;
+    int64_t weights_step = 0;
+    Rows rows;
+  };
+  NextRows PeekRows();
 
  private:
   void Run();

@@ -75,19 +75,25 @@ StepComputer::Result StepComputer::Run(const Session& session, const BatchPipeli
 
   options_.progress->SetState("training",
                               absl::StrCat("step ", assignment.step(), ": getting the weights"));
+  std::unique_ptr<RowRead> rows = TakeRows(session, step);
   SetTransfer(session.tensors.get(), nullptr);
   const absl::StatusOr<Version> weights = Pull(session, assignment);
   SetTransfer(nullptr, nullptr);
+  // Once the weights are there, so are the rows: nothing to wait for that could be cancelled.
+  const absl::Status rows_status =
+      weights_step.ok() ? Rows(session, step, &rows) : absl::OkStatus();
   watch.Lap(WorkerProgress::kPull);
   if (!weights.ok()) {
     result.transfer_error = weights.status();
+  if (!weights_step.ok() || !rows_status.ok()) {
+    result.transfer_error = weights_step.ok() ? rows_status : weights_step.status();
     return result;
   }
 
   FaultPoint("worker.pulled");
   options_.progress->SetState("training", absl::StrCat("step ", assignment.step()));
   Model::States states = state->For(assignment.step(), step.batch.starts_epoch);
-  absl::StatusOr<Model::Logits> logits = Forward(step, &states);
+  absl::StatusOr<Model::Logits> logits = Forward(step, rows.get(), &states);
   watch.Lap(WorkerProgress::kCompute);
   if (!logits.ok()) {
     result.local_error = logits.status();
@@ -147,10 +153,14 @@ StepComputer::Result StepComputer::Run(const Session& session, const BatchPipeli
   end.set_teacher_weight(loss->used_teacher ? assignment.teacher_weight() : 0);
   // Nothing reads the weights any more: gradients and buffers have memory of their own.
   StartEarlyPull(session, assignment.step());
+  StartEarlyRows(session, assignment.step());
   SetTransfer(session.tensors.get(), push.get());
   absl::StatusOr<PushStream::Result> pushed = push->Finish(std::move(end));
   SetTransfer(nullptr, nullptr);
-  if (!pushed.ok()) EndEarlyPull(/*cancel=*/true);
+  if (!pushed.ok()) {
+    EndEarlyPull(/*cancel=*/true);
+    early_rows_.reset();
+  }
   watch.Lap(WorkerProgress::kPush);
   if (!pushed.ok()) {
     result.transfer_error = pushed.status();
@@ -243,14 +253,94 @@ std::shared_ptr<StepComputer::EarlyPull> StepComputer::EndEarlyPull(bool cancel)
   return early;
 }
 
+std::unique_ptr<StepComputer::RowRead> StepComputer::StartRows(const Session& session, int64_t step,
+                                                               BatchPipeline::Rows batches) {
+  auto read = std::make_unique<RowRead>();
+  read->client = session.rows;
+  read->generation = session.generation;
+  read->step = step;
+  read->batches = std::move(batches);
+  for (const RowBatch& batch : *read->batches) {
+    read->rows.push_back(
+        Tensor::Allocate(DT_FLOAT, {static_cast<int64_t>(batch.keys.size()), batch.dim}));
+    RowClient::Request request;
+    request.source = sync_ ? TensorClient::Source::kStep : TensorClient::Source::kAtLeastStep;
+    request.generation = session.generation;
+    request.step = step;
+    request.table = batch.table;
+    request.dim = static_cast<int>(batch.dim);
+    request.keys = batch.keys;
+    request.rows = read->rows.back().As<float>().data();
+    read->pending.push_back(read->client->Start(request, PushDeadline()));
+  }
+  return read;
+}
+
+absl::Status StepComputer::WaitForRows(RowRead* read) {
+  for (auto& pending : read->pending) {
+    CODISTILL_ASSIGN_OR_RETURN(const RowClient::Result got, pending->Wait());
+    options_.progress->AddPulled(got.bytes);
+  }
+  read->pending.clear();
+  return absl::OkStatus();
+}
+
+std::unique_ptr<StepComputer::RowRead> StepComputer::TakeRows(const Session& session,
+                                                              const BatchPipeline::Step& step) {
+  std::unique_ptr<RowRead> early = std::move(early_rows_);
+  if (step.rows == nullptr) return nullptr;
+  if (early != nullptr && early->generation == session.generation &&
+      early->client == session.rows && early->step == step.assignment.weights_step() &&
+      early->batches == step.rows) {
+    return early;
+  }
+  return StartRows(session, step.assignment.weights_step(), step.rows);
+}
+
+absl::Status StepComputer::Rows(const Session& session, const BatchPipeline::Step& step,
+                                std::unique_ptr<RowRead>* read) {
+  if (*read == nullptr) return absl::OkStatus();
+  if (WaitForRows(read->get()).ok()) return absl::OkStatus();
+  *read = StartRows(session, step.assignment.weights_step(), step.rows);
+  return WaitForRows(read->get());
+}
+
+void StepComputer::StartEarlyRows(const Session& session, int64_t step) {
+  // As StartEarlyPull.
+  if (!sync_ || session.rows == nullptr || !options_.next_rows) return;
+  BatchPipeline::NextRows next = options_.next_rows();
+  if (next.rows == nullptr || next.generation != session.generation || next.weights_step != step) {
+    return;
+  }
+  early_rows_ = StartRows(session, step, std::move(next.rows));
+}
+
+void StepComputer::PushRows(const RowRead& read, PushStream* push) {
+  std::vector<Tensor> gradients;
+  for (int i = 0; i < options_.job.model().inputs_size(); ++i) {
+    gradients.push_back(options_.model->InputGradient(i));
+  }
+  for (const RowBatch& batch : *read.batches) {
+    const Tensor sums = ScatterGradients(batch, gradients);
+    push->AddRows(batch.table, options_.job.model().embedding_tables(batch.table).name(),
+                  static_cast<int>(batch.dim), batch.keys, sums.As<float>().data());
+  }
+}
+
 absl::StatusOr<Model::Logits> StepComputer::Forward(const BatchPipeline::Step& step,
-                                                    Model::States* states) {
+                                                    const RowRead* rows, Model::States* states) {
+  std::vector<Tensor> inputs = step.batch.inputs;
+  if (rows != nullptr) {
+    std::vector<const float*> pointers;
+    for (const Tensor& tensor : rows->rows) pointers.push_back(tensor.As<float>().data());
+    inputs = GatherRows(inputs, *rows->batches, pointers);
+  }
   const uint64_t seed =
       Mix(options_.job.seed(), group_hash_, step.assignment.step(), options_.rank);
   CODISTILL_ASSIGN_OR_RETURN(
       Model::Logits logits,
-      options_.model->Forward(step.batch.inputs,
-                              options_.job.model().states_size() > 0 ? states : nullptr, seed));
+      options_.model->Forward(inputs, options_.job.model().states_size() > 0 ? states : nullptr,
+                              seed));
   if (logits.rows != step.batch.rows) {
     return absl::InvalidArgumentError(
         absl::StrCat("the model gives ", logits.rows, " rows of logits for a batch of ",

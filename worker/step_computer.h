@@ -2,6 +2,7 @@
 #define CODISTILL_WORKER_STEP_COMPUTER_H_
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <vector>
@@ -12,6 +13,7 @@
 #include "absl/time/time.h"
 #include "common/base/executor.h"
 #include "common/base/mutex.h"
+#include "common/client/row_client.h"
 #include "common/client/tensor_client.h"
 #include "common/model/model.h"
 #include "common/tensor/tensor.h"
@@ -37,6 +39,8 @@ class StepComputer {
     Model* model = nullptr;              // not owned
     TeacherSource* teachers = nullptr;   // not owned; null = none
     WorkerProgress* progress = nullptr;  // not owned
+    // Rows that the next step will want, where they are known; optional.
+    std::function<BatchPipeline::NextRows()> next_rows;
   };
   // INVALID_ARGUMENT: a loss that the kernel does not take.
   static absl::StatusOr<std::unique_ptr<StepComputer>> Create(Options options);
@@ -45,6 +49,7 @@ class StepComputer {
   // Membership under which steps are computed.
   struct Session {
     std::shared_ptr<TensorClient> tensors;
+    std::shared_ptr<RowClient> rows;  // null for models without embedding tables
     uint64_t generation = 0;
     uint64_t incarnation = 0;
   };
@@ -84,6 +89,16 @@ class StepComputer {
     absl::Status status;  // once done
   };
 
+  // Rows of one batch, on their way or here.
+  struct RowRead {
+    std::shared_ptr<RowClient> client;  // outlives what is pending
+    uint64_t generation = 0;
+    int64_t step = 0;  // of the weights
+    BatchPipeline::Rows batches;
+    std::vector<Tensor> rows;  // by batch
+    std::vector<std::unique_ptr<RowClient::Pending>> pending;
+  };
+
   explicit StepComputer(Options options);
   // The step of the weights that are in the model then.
   absl::StatusOr<Version> Pull(const Session& session, const Assignment& assignment);
@@ -91,7 +106,18 @@ class StepComputer {
   void StartEarlyPull(const Session& session, int64_t step);
   // Waits for the early pull, if there is one, and forgets it. `cancel`: it is not wanted.
   std::shared_ptr<EarlyPull> EndEarlyPull(bool cancel);
-  absl::StatusOr<Model::Logits> Forward(const BatchPipeline::Step& step, Model::States* states);
+  std::unique_ptr<RowRead> StartRows(const Session& session, int64_t step,
+                                     BatchPipeline::Rows batches);
+  absl::Status WaitForRows(RowRead* read);
+  // Asks for the rows of a step, unless they were asked for while the step before was decided.
+  std::unique_ptr<RowRead> TakeRows(const Session& session, const BatchPipeline::Step& step);
+  // Waits for the rows; those asked for early, which may have come to nothing, are asked for again.
+  absl::Status Rows(const Session& session, const BatchPipeline::Step& step,
+                    std::unique_ptr<RowRead>* read);
+  void StartEarlyRows(const Session& session, int64_t step);
+  void PushRows(const RowRead& read, PushStream* push);
+  absl::StatusOr<Model::Logits> Forward(const BatchPipeline::Step& step, const RowRead* rows,
+                                        Model::States* states);
   absl::Status TakePredictions(const BatchPipeline::Step& step);
   // Fills gradient_.
   absl::StatusOr<Loss> ComputeLoss(const BatchPipeline::Step& step, const Model::Logits& logits);
@@ -110,6 +136,7 @@ class StepComputer {
   std::optional<TeacherPredictions> predictions_;
   absl::Duration last_step_;  // how long the last one took
   std::shared_ptr<EarlyPull> early_pull_;
+  std::unique_ptr<RowRead> early_rows_;
   std::unique_ptr<Executor> puller_;
 
   Mutex mu_;

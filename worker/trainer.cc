@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/status.h"
+#include "common/config/embedding.h"
 #include "common/config/job.h"
 #include "common/config/shard_map.h"
 #include "glog/logging.h"
@@ -55,12 +56,14 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Options options) {
   computer.model = o.model;
   computer.teachers = o.teachers;
   computer.progress = o.progress;
+  computer.next_rows = [t = trainer.get()] { return t->pipeline_->PeekRows(); };
   CODISTILL_ASSIGN_OR_RETURN(trainer->computer_, StepComputer::Create(std::move(computer)));
   BatchPipeline::Options pipeline;
   pipeline.leader = o.leader;
   pipeline.batches = o.batches;
   pipeline.teachers = o.teachers;
   pipeline.rank = o.rank;
+  pipeline.model = o.job.model();
   pipeline.ahead = std::max(1, o.job.codistillation().prefetch());
   pipeline.announce = o.job.codistillation().prefetch() > 0;
   trainer->pipeline_ = std::make_unique<BatchPipeline>(std::move(pipeline));
@@ -277,6 +280,13 @@ absl::Status Trainer::Enter(const RegisterReply& reply, bool aborted) {
     options.group.set_group(GroupName());
     options.shard_map = reply.shard_map();
     options.shard_addresses = addresses;
+    if (HasEmbeddings(options_.job.model())) {
+      RowClient::Options rows;
+      rows.group = options.group;
+      rows.shard_map_digest = reply.shard_map_digest();
+      rows.shard_addresses = addresses;
+      CODISTILL_ASSIGN_OR_RETURN(session_.rows, RowClient::Create(std::move(rows)));
+    }
     CODISTILL_ASSIGN_OR_RETURN(session_.tensors, options_.connect(std::move(options)));
     shard_map_ = reply.shard_map();
     shard_addresses_ = addresses;
