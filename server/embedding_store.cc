@@ -58,6 +58,14 @@ std::vector<EmbeddingTable*> Pointers(const std::vector<std::unique_ptr<Embeddin
   return pointers;
 }
 
+std::vector<std::string> OptimizersOf(const JobConfig& job) {
+  std::vector<std::string> kinds;
+  for (const EmbeddingTableConfig& table : job.model().embedding_tables()) {
+    kinds.push_back(RowOptimizerConfig::Kind_Name(table.optimizer().kind()));
+  }
+  return kinds;
+}
+
 std::vector<RowLayout::Table> LayoutOf(const std::vector<std::unique_ptr<EmbeddingTable>>& tables) {
   std::vector<RowLayout::Table> layout;
   for (const auto& table : tables) layout.push_back({table->options().name, table->dim()});
@@ -88,7 +96,8 @@ EmbeddingStore::EmbeddingStore(const JobConfig& job,
     : job_(job),
       tables_(std::move(tables)),
       row_layout_(LayoutOf(tables_), shard, num_shards),
-      cuts_(Pointers(tables_), EmbeddingCuts::Options()) {}
+      cuts_(Pointers(tables_), EmbeddingCuts::Options()),
+      checkpoint_(Pointers(tables_), OptimizersOf(job_)) {}
 
 double EmbeddingStore::LearningRate(int table, double dense) const {
   return EmbeddingLearningRate(job_, job_.model().embedding_tables(table).optimizer(), dense);
@@ -102,6 +111,7 @@ void EmbeddingStore::Apply(int64_t step, double dense_rate,
 }
 
 void EmbeddingStore::Clear(int64_t step) {
+  checkpoint_.Forget();
   for (const auto& table : tables_) table->Clear(step);
 }
 

@@ -10,6 +10,7 @@
 #include "proto/parameter_server.pb.h"
 #include "server/embedding/embedding_table.h"
 #include "server/embedding/staged_rows.h"
+#include "server/embedding_checkpoint.h"
 #include "server/embedding_cuts.h"
 
 namespace codistill {
@@ -42,6 +43,7 @@ class EmbeddingStore {
   void Clear(int64_t step);
 
   EmbeddingCuts* cuts() { return &cuts_; }
+  EmbeddingCheckpoint* checkpoint() { return &checkpoint_; }
 
   // Rows, memory, admissions and evictions, by table.
   std::vector<EmbeddingTableStatus> Status() const;
@@ -55,6 +57,7 @@ class EmbeddingStore {
   const std::vector<std::unique_ptr<EmbeddingTable>> tables_;
   const RowLayout row_layout_;
   EmbeddingCuts cuts_;
+  EmbeddingCheckpoint checkpoint_;
 };
 
 }  // namespace codistill

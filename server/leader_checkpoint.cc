@@ -7,6 +7,7 @@
 #include "common/base/fault.h"
 #include "common/base/status.h"
 #include "common/checkpoint/manifest.h"
+#include "common/config/embedding.h"
 #include "common/config/schedule.h"
 #include "glog/logging.h"
 #include "server/leader.h"
@@ -46,7 +47,10 @@ void GroupLeader::StartCheckpoint(const CommitInFlight& commit) {
   }
   manifest.set_shard_map_digest(options_.map_digest);
   *manifest.mutable_shard_map() = options_.map;
-  for (int s = 0; s < num_shards_; ++s) manifest.add_files();
+  for (int s = 0; s < num_shards_; ++s) {
+    manifest.add_files();
+    if (HasEmbeddings(job_.model())) manifest.add_tables();
+  }
   manifest.set_next_example(NextExample());
   for (const auto& item : worker_states_) {
     WorkerState* const state = manifest.add_worker_states();
@@ -109,6 +113,16 @@ void GroupLeader::OnCheckpointReply(uint64_t epoch, int64_t number, int shard,
   file->set_name(reply->file_name());
   file->set_bytes(reply->bytes());
   file->set_crc32c(reply->crc32c());
+  if (HasEmbeddings(job_.model())) {
+    ShardTables* const tables = checkpoint_->manifest.mutable_tables(shard);
+    tables->Clear();
+    for (const WrittenFile& written : reply->table_files()) {
+      CheckpointFile* const of_tables = tables->add_files();
+      of_tables->set_name(written.name());
+      of_tables->set_bytes(written.bytes());
+      of_tables->set_crc32c(written.crc32c());
+    }
+  }
   checkpoint_->written[shard] = true;
   if (!std::all_of(checkpoint_->written.begin(), checkpoint_->written.end(),
                    [](bool w) { return w; })) {
@@ -134,6 +148,9 @@ void GroupLeader::OnManifestWritten(uint64_t epoch, const absl::Status& status) 
   const CheckpointManifest& manifest = checkpoint_->manifest;
   uint64_t bytes = 0;
   for (const CheckpointFile& file : manifest.files()) bytes += file.bytes();
+  for (const ShardTables& tables : manifest.tables()) {
+    for (const CheckpointFile& file : tables.files()) bytes += file.bytes();
+  }
   ++counters_.checkpoints;
   last_checkpoint_.Clear();
   *last_checkpoint_.mutable_version() = manifest.version();

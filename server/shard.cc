@@ -264,8 +264,11 @@ absl::Status ModelShard::Load(const RestoreRequest& request) {
         store_->LoadCheckpoint(JoinPath(directory, manifest.files(options_.shard).name()), manifest,
                                options_.file_system));
     label = manifest.version().step();
+    CODISTILL_RETURN_IF_ERROR(
+        embeddings_->checkpoint()->Load(store_->step(), directory, manifest, options_.shard,
+                                        options_.map.num_shards(), options_.file_system));
   }
-  embeddings_->Clear(store_->step());
+  if (request.manifest().empty()) embeddings_->Clear(store_->step());
   embeddings_->cuts()->Start(label);
   store_->Publish(label);  // followers can load at once
   return absl::OkStatus();
@@ -363,6 +366,7 @@ void ModelShard::Keep(const CommitRequest& request) {
     written_ = Written();
   }
   store_->TakeSnapshot(request.step());
+  embeddings_->checkpoint()->Snapshot(request.step());
 }
 
 void ModelShard::Resolve(const CommitRequest& request, Effects* effects) {
@@ -463,13 +467,14 @@ absl::StatusOr<WriteCheckpointReply> ModelShard::DoWriteCheckpoint(
                                          identity.version(), request.attempt());
   const absl::StatusOr<CheckpointFile> file =
       store_->WriteSnapshot(*snapshot, request.directory(), name, identity, options_.file_system);
+  absl::StatusOr<std::vector<CheckpointFile>> tables = std::vector<CheckpointFile>();
+  if (file.ok()) tables = WriteTables(request);
   FaultPoint("shard.checkpoint.written");
   MutexLock lock(&mu_);
-  if (!file.ok()) {
+  if (const absl::Status status = file.ok() ? tables.status() : file.status(); !status.ok()) {
     ++counters_.failures;
-    LOG(ERROR) << Name() << ": checkpoint of step " << request.step()
-               << " failed: " << file.status();
-    return Annotate(file.status(), Name());
+    LOG(ERROR) << Name() << ": checkpoint of step " << request.step() << " failed: " << status;
+    return Annotate(status, Name());
   }
   store_->DropSnapshot(request.step());
   ++counters_.checkpoints;
@@ -480,6 +485,13 @@ absl::StatusOr<WriteCheckpointReply> ModelShard::DoWriteCheckpoint(
   reply.set_file_name(file->name());
   reply.set_bytes(file->bytes());
   reply.set_crc32c(file->crc32c());
+  for (const CheckpointFile& of_tables : *tables) {
+    WrittenFile* const written = reply.add_table_files();
+    written->set_name(of_tables.name());
+    written->set_bytes(of_tables.bytes());
+    written->set_crc32c(of_tables.crc32c());
+  }
+  if (!tables->empty()) counters_.checkpoint_bytes += tables->back().bytes();
   written_ = {request.generation(), request.step(), request.directory(), reply};
   return reply;
 }

@@ -18,6 +18,7 @@
 #include "common/base/executor.h"
 #include "common/base/file.h"
 #include "common/base/mutex.h"
+#include "proto/checkpoint.pb.h"
 #include "proto/job.pb.h"
 #include "proto/parameter_server.pb.h"
 #include "server/embedding_store.h"
@@ -181,6 +182,7 @@ class ModelShard {
   void Keep(const CommitRequest& request);
   void Resolve(const CommitRequest& request, Effects* effects) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::StatusOr<WriteCheckpointReply> DoWriteCheckpoint(const WriteCheckpointRequest& request);
+  absl::StatusOr<std::vector<CheckpointFile>> WriteTables(const WriteCheckpointRequest& request);
 
   void EndPushAsync(std::shared_ptr<StagedPush> push, PushEnd end, Done<PushReply> done);
   absl::StatusOr<PushReply> DecideAsync(const StagedPush& push, const PushEnd& end);

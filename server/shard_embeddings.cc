@@ -4,6 +4,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
+#include "common/checkpoint/table_file.h"
 #include "server/shard.h"
 
 namespace codistill {
@@ -85,6 +86,20 @@ void ModelShard::WakeRows(Effects* effects) {
         [done = std::move(pull.done), version = std::move(version)] { done(version); });
   }
   parked_rows_ = std::move(still);
+}
+
+absl::StatusOr<std::vector<CheckpointFile>> ModelShard::WriteTables(
+    const WriteCheckpointRequest& request) {
+  TableFileHeader identity;
+  identity.set_group(group_name_);
+  identity.set_shard(options_.shard);
+  identity.set_num_shards(options_.map.num_shards());
+  identity.mutable_version()->set_generation(request.generation());
+  identity.mutable_version()->set_step(request.step());
+  const std::string name = TableFileName(options_.shard, options_.map.num_shards(),
+                                         identity.version(), request.attempt());
+  return embeddings_->checkpoint()->Write(request.step(), request.directory(), name,
+                                          std::move(identity), options_.file_system);
 }
 
 void ModelShard::Follow(FollowRequest request, Done<std::unique_ptr<FollowReader>> done) {

@@ -36,13 +36,24 @@ bool ParseShardFileName(const std::string& name, Version* version) {
   const std::vector<std::string> parts = absl::StrSplit(name, '-');
   uint64_t generation;
   int64_t step;
-  if (parts.size() != 7 || parts[0] != "shard" || parts[2] != "of" ||
+  if (parts.size() != 7 || (parts[0] != "shard" && parts[0] != "tables") || parts[2] != "of" ||
       !absl::SimpleAtoi(parts[4], &generation) || !absl::SimpleAtoi(parts[5], &step)) {
     return false;
   }
   version->set_generation(generation);
   version->set_step(step);
   return true;
+}
+
+bool IsTableFile(const std::string& name) { return absl::StartsWith(name, "tables-"); }
+
+// All files that a manifest names.
+std::vector<CheckpointFile> FilesOf(const CheckpointManifest& manifest) {
+  std::vector<CheckpointFile> files(manifest.files().begin(), manifest.files().end());
+  for (const ShardTables& tables : manifest.tables()) {
+    files.insert(files.end(), tables.files().begin(), tables.files().end());
+  }
+  return files;
 }
 
 }  // namespace
@@ -150,13 +161,26 @@ absl::Status CheckpointCatalog::Commit(const CheckpointManifest& manifest, int k
   CODISTILL_RETURN_IF_ERROR(WriteManifest(path_, manifest, file_system_));
   absl::StatusOr<std::vector<Version>> versions = List();
   if (!versions.ok()) return absl::OkStatus();  // the checkpoint itself is there
+  // Several checkpoints may need one file of embedding tables.
+  std::set<std::string> needed;
+  bool spare_tables = false;
+  for (size_t i = 0; i < versions->size() && i < static_cast<size_t>(std::max(keep, 1)); ++i) {
+    const absl::StatusOr<CheckpointManifest> kept =
+        ReadManifest(JoinPath(path_, ManifestName((*versions)[i])), file_system_);
+    if (!kept.ok()) {
+      spare_tables = true;
+      continue;
+    }
+    for (const CheckpointFile& file : FilesOf(*kept)) needed.insert(file.name());
+  }
   for (size_t i = std::max(keep, 1); i < versions->size(); ++i) {
     const std::string path = JoinPath(path_, ManifestName((*versions)[i]));
     const absl::StatusOr<CheckpointManifest> old = ReadManifest(path, file_system_);
     // The manifest goes first: what is left if this is interrupted are orphans, never a manifest
     // without its files.
     if (!file_system_->RemoveFile(path).ok() || !old.ok()) continue;
-    for (const CheckpointFile& file : old->files()) {
+    for (const CheckpointFile& file : FilesOf(*old)) {
+      if (needed.count(file.name()) > 0 || (spare_tables && IsTableFile(file.name()))) continue;
       file_system_->RemoveFile(JoinPath(path_, file.name())).IgnoreError();
     }
   }
@@ -177,7 +201,7 @@ absl::StatusOr<int> CheckpointCatalog::SweepOrphans() {
       unreadable.push_back(version);
       continue;
     }
-    for (const CheckpointFile& file : manifest->files()) named.insert(file.name());
+    for (const CheckpointFile& file : FilesOf(*manifest)) named.insert(file.name());
   }
   int removed = 0;
   for (const std::string& name : names) {
@@ -186,6 +210,8 @@ absl::StatusOr<int> CheckpointCatalog::SweepOrphans() {
     // WriteFileAtomically and FileWriter leave these when a process dies in the middle.
     const bool temporary = absl::StrContains(name, ".tmp");
     if (!(shard_file || temporary) || named.count(name) > 0) continue;
+    // A manifest may name table files of any version.
+    if (IsTableFile(name) && !unreadable.empty()) continue;
     if (shard_file && std::any_of(unreadable.begin(), unreadable.end(),
                                   [&](const Version& u) { return SameVersion(u, version); })) {
       continue;
@@ -198,7 +224,7 @@ absl::StatusOr<int> CheckpointCatalog::SweepOrphans() {
 
 absl::Status VerifyCheckpoint(const std::string& directory, const CheckpointManifest& manifest,
                               FileSystem* file_system) {
-  for (const CheckpointFile& file : manifest.files()) {
+  for (const CheckpointFile& file : FilesOf(manifest)) {
     CODISTILL_RETURN_IF_ERROR(
         Annotate(VerifyCheckpointFile(directory, file, file_system),
                  absl::StrCat("checkpoint ", ManifestName(manifest.version()))));
