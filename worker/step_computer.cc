@@ -81,12 +81,10 @@ StepComputer::Result StepComputer::Run(const Session& session, const BatchPipeli
   SetTransfer(nullptr, nullptr);
   // Once the weights are there, so are the rows: nothing to wait for that could be cancelled.
   const absl::Status rows_status =
-      weights_step.ok() ? Rows(session, step, &rows) : absl::OkStatus();
+      weights.ok() ? Rows(session, step, &rows) : absl::OkStatus();
   watch.Lap(WorkerProgress::kPull);
-  if (!weights.ok()) {
-    result.transfer_error = weights.status();
-  if (!weights_step.ok() || !rows_status.ok()) {
-    result.transfer_error = weights_step.ok() ? rows_status : weights_step.status();
+  if (!weights.ok() || !rows_status.ok()) {
+    result.transfer_error = weights.ok() ? rows_status : weights.status();
     return result;
   }
 
