@@ -75,13 +75,12 @@ StepComputer::Result StepComputer::Run(const Session& session, const BatchPipeli
 
   options_.progress->SetState("training",
                               absl::StrCat("step ", assignment.step(), ": getting the weights"));
-  std::unique_ptr<RowRead> rows = TakeRows(session, step);
+  std::unique_ptr<RowRead> embedded = TakeRows(session, step);
   SetTransfer(session.tensors.get(), nullptr);
   const absl::StatusOr<Version> weights = Pull(session, assignment);
   SetTransfer(nullptr, nullptr);
   // Once the weights are there, so are the rows: nothing to wait for that could be cancelled.
-  const absl::Status rows_status =
-      weights.ok() ? Rows(session, step, &rows) : absl::OkStatus();
+  const absl::Status rows_status = weights.ok() ? Rows(session, step, &embedded) : absl::OkStatus();
   watch.Lap(WorkerProgress::kPull);
   if (!weights.ok() || !rows_status.ok()) {
     result.transfer_error = weights.ok() ? rows_status : weights.status();
@@ -91,7 +90,7 @@ StepComputer::Result StepComputer::Run(const Session& session, const BatchPipeli
   FaultPoint("worker.pulled");
   options_.progress->SetState("training", absl::StrCat("step ", assignment.step()));
   Model::States states = state->For(assignment.step(), step.batch.starts_epoch);
-  absl::StatusOr<Model::Logits> logits = Forward(step, rows.get(), &states);
+  absl::StatusOr<Model::Logits> logits = Forward(step, embedded.get(), &states);
   watch.Lap(WorkerProgress::kCompute);
   if (!logits.ok()) {
     result.local_error = logits.status();
