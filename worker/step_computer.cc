@@ -127,6 +127,7 @@ StepComputer::Result StepComputer::Run(const Session& session, const BatchPipeli
       gradient_, [&push](int index, const float* data, std::shared_ptr<const void> owner) {
         push->AddGradient(index, data, std::move(owner));
       });
+  if (result.local_error.ok() && embedded != nullptr) PushRows(*embedded, push.get());
   watch.Lap(WorkerProgress::kCompute);
   if (!result.local_error.ok()) return result;
   FaultPoint("worker.computed");
