@@ -127,6 +127,10 @@ std::vector<std::string> Fleet::CommandLine(const FleetMember& member) const {
   }
   argv.push_back(absl::StrCat("--ready_file=", ReadyFile(member)));
   argv.insert(argv.end(), options_.flags.begin(), options_.flags.end());
+  const auto flags = options_.flags_of.find(member.name);
+  if (flags != options_.flags_of.end()) {
+    argv.insert(argv.end(), flags->second.begin(), flags->second.end());
+  }
   // A daemon that comes back must be found where it was.
   if (!member.address.empty()) {
     argv.push_back(absl::StrCat("--port=", member.address.substr(member.address.rfind(':') + 1)));
@@ -216,10 +220,39 @@ absl::Status Fleet::LostError(const FleetMember& member, const ExitState& exit) 
                                          LogPath(member), ":\n", TailOfFile(LogPath(member), 8)));
 }
 
+bool Fleet::CanDoWithout(const FleetMember& member) const {
+  return member.role == FleetMember::Role::kWorker &&
+         options_.job.training().membership() == TrainingConfig::ELASTIC &&
+         std::any_of(members_.begin(), members_.end(), [&](const auto& other) {
+           return other->role == FleetMember::Role::kWorker && other->group == member.group &&
+                  other->process.running();
+         });
+}
+
+absl::Status Fleet::AddWorker(int group, int index) {
+  FleetMember* worker = nullptr;
+  for (FleetMember* member : Select(FleetMember::Role::kWorker)) {
+    if (member->group == group && member->index == index) worker = member;
+  }
+  if (worker == nullptr) {
+    auto member = std::make_unique<FleetMember>();
+    member->role = FleetMember::Role::kWorker;
+    member->group = group;
+    member->index = index;
+    member->name = absl::StrCat(options_.job.groups(group).name(), ".worker.", index);
+    worker = member.get();
+    members_.push_back(std::move(member));
+  } else if (!worker->process.Poll()) {
+    return absl::FailedPreconditionError(absl::StrCat(worker->name, " is running"));
+  }
+  worker->left_out = false;
+  return Launch(worker);
+}
+
 absl::Status Fleet::Supervise() {
   for (const auto& member : members_) {
     const absl::optional<ExitState>& exit = member->process.Poll();
-    if (!exit) continue;
+    if (!exit || member->left_out) continue;
     const bool may_end =
         member->role == FleetMember::Role::kWorker || member->role == FleetMember::Role::kEvaluator;
     if (exit->clean()) {
@@ -228,6 +261,14 @@ absl::Status Fleet::Supervise() {
     }
     // A daemon that chose to end has a reason that would meet it again.
     if (!options_.restart || exit->signal == 0 || member->restarts >= options_.max_restarts) {
+      if (exit->signal != 0 && CanDoWithout(*member)) {
+        member->left_out = true;
+        if (options_.say) {
+          options_.say(absl::StrCat(member->name, " was ", exit->ToString(),
+                                    "; its group goes on without it"));
+        }
+        continue;
+      }
       return LostError(*member, *exit);
     }
     ++member->restarts;
@@ -242,6 +283,7 @@ absl::Status Fleet::Supervise() {
 
 bool Fleet::WorkersDone() {
   for (FleetMember* member : Select(FleetMember::Role::kWorker)) {
+    if (member->left_out) continue;
     const auto& exit = member->process.Poll();
     if (!exit || !exit->clean()) return false;
   }
@@ -306,7 +348,7 @@ absl::Status Fleet::Drain(absl::Duration timeout) {
   WaitForExit(all, absl::Now() + absl::Seconds(5));
   for (FleetMember* member : all) {
     const auto& exit = member->process.Poll();
-    if (exit && !exit->clean()) {
+    if (exit && !exit->clean() && !member->left_out) {
       errors.Add(absl::StrCat(member->name, " ", exit->ToString(), " (", LogPath(*member), ")"));
     }
   }

@@ -2,6 +2,7 @@
 #define CODISTILL_CONTROL_FLEET_H_
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -47,6 +48,7 @@ struct FleetMember {
   std::string address;  // host:port once ready
   std::string http_address;
   int restarts = 0;
+  bool left_out = false;  // lost, and its elastic group goes on without it
 };
 
 // All daemons of a job as children of this process, on loopback with ports the kernel chose. They
@@ -65,6 +67,8 @@ class Fleet {
     bool restart = false;   // start a daemon again that a signal killed
     int max_restarts = 20;  // of one daemon
     absl::Duration ready_timeout = absl::Seconds(120);
+    // Further flags of single daemons, by name.
+    std::map<std::string, std::vector<std::string>> flags_of;
     std::function<bool()> cancelled;              // polled while waiting
     std::function<void(const std::string&)> say;  // one line for people
   };
@@ -76,10 +80,15 @@ class Fleet {
 
   // Looks after the children once. An error names the daemon that was lost for good and the end of
   // its log. A worker or the evaluator may exit with code 0; of any other daemon that means that
-  // somebody drained it: CANCELLED.
+  // somebody drained it: CANCELLED. A worker of an elastic group that a signal killed is left out
+  // while its group has another.
   absl::Status Supervise();
 
-  bool WorkersDone();    // every worker has exited cleanly
+  // ELASTIC: starts a worker that the group did not begin with, or one that has ended, again. Does
+  // not wait until it is ready.
+  absl::Status AddWorker(int group, int index);
+
+  bool WorkersDone();    // every worker that was not left out has exited cleanly
   bool EvaluatorDone();  // it has, or the job has none
 
   // Ends everything in order, cleanly where possible, by force after `timeout`. OK if every daemon
@@ -93,6 +102,7 @@ class Fleet {
   std::string LogPath(const FleetMember& member) const;
 
  private:
+  bool CanDoWithout(const FleetMember& member) const;
   absl::Status Launch(FleetMember* member);
   absl::Status Launch(FleetMember::Role role, bool leaders);
   absl::Status AwaitReady(const std::vector<FleetMember*>& waiting);

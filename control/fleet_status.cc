@@ -77,7 +77,11 @@ std::vector<DaemonReport> AskDaemons(const JobLocation& location, absl::Duration
       out.push_back(Ask(absl::StrCat(group.name(), ".prediction.", i),
                         group.prediction_servers(i).address(), timeout));
     }
-    for (int i = 0; i < group.num_workers(); ++i) {
+    int workers = group.num_workers();
+    for (const MemberStatus& member : leader.members()) {  // ELASTIC: more may have joined
+      workers = std::max(workers, member.rank() + 1);
+    }
+    for (int i = 0; i < workers; ++i) {
       std::string address;
       for (const MemberStatus& member : leader.members()) {
         if (member.rank() == i) address = member.address();
@@ -93,6 +97,29 @@ std::vector<DaemonReport> AskDaemons(const JobLocation& location, absl::Duration
   return out;
 }
 
+namespace {
+
+// A leader's account of its workers' pushes; empty if there is none yet.
+std::string PushTable(const std::string& name, const GetHistoryReply& history) {
+  if (history.pushes_size() == 0) return "";
+  const MembershipCounts& m = history.membership();
+  std::string out = absl::StrFormat(
+      "\n%s: %d workers take part (%d joined, %d left, %d replaced, %d leases ended); answers of "
+      "all "
+      "shards to their pushes:\n%6s %10s %10s %10s %10s %10s %10s %10s %10s\n",
+      name, m.members(), m.joined(), m.left(), m.replaced(), m.leases_ended(), "rank", "begun",
+      "applied", "late", "too stale", "rejected", "duplicate", "refused", "lost");
+  for (const RankPushes& rank : history.pushes()) {
+    const PushCounts& c = rank.counts();
+    absl::StrAppendFormat(&out, "%6d %10d %10d %10d %10d %10d %10d %10d %10d\n", rank.rank(),
+                          c.begun(), c.applied(), c.dropped_late(), c.too_stale(), c.rejected(),
+                          c.duplicate(), c.refused(), c.lost());
+  }
+  return out;
+}
+
+}  // namespace
+
 std::string StatusTable(const std::vector<DaemonReport>& reports) {
   std::string out = absl::StrFormat("%-22s %-12s %8s %16s  %-21s %-21s %s\n", "daemon", "state",
                                     "step", "rate", "grpc", "http", "detail");
@@ -107,6 +134,9 @@ std::string StatusTable(const std::vector<DaemonReport>& reports) {
     absl::StrAppendFormat(&out, "%-22s %-12s %8d %16s  %-21s %-21s %s\n", report.name, s.state(),
                           s.step(), absl::StrFormat("%.1f %s", s.rate(), s.rate_unit()),
                           s.address(), s.http_address(), s.detail());
+  }
+  for (const DaemonReport& report : reports) {
+    if (report.status.ok()) out += PushTable(report.name, report.status->history());
   }
   return out;
 }

@@ -33,6 +33,8 @@ constexpr absl::Duration kPoll = absl::Milliseconds(100);
 constexpr absl::Duration kStatusInterval = absl::Seconds(1);
 constexpr absl::Duration kStatusTimeout = absl::Seconds(2);
 constexpr absl::Duration kDrainTimeout = absl::Seconds(30);
+// How long groups may go on without any worker: the last checkpoint is written then.
+constexpr absl::Duration kNobodyLeft = absl::Minutes(2);
 
 std::atomic<int> interrupts{0};
 
@@ -120,6 +122,7 @@ std::vector<DaemonStatus> Run::PollLeaders(const Fleet& fleet) {
 absl::Status Run::Monitor(Fleet* fleet) {
   absl::Time next_status = absl::InfinitePast();
   const absl::Time give_up = start_ + options_.timeout;
+  absl::Time workers_there = absl::Now();
   while (true) {
     if (Interrupted()) return absl::CancelledError("interrupted");
     CODISTILL_RETURN_IF_ERROR(fleet->Supervise());
@@ -139,6 +142,11 @@ absl::Status Run::Monitor(Fleet* fleet) {
       if (ended && finished == fleet->LeaderAddresses().size()) {
         display_.Finish(leaders);
         return absl::OkStatus();
+      }
+      // The leader tells of the end a moment after its workers have left.
+      if (!ended) workers_there = now;
+      if (now - workers_there > kNobodyLeft) {
+        return absl::AbortedError("all workers have ended before their groups had finished");
       }
       display_.Update(leaders, now);
     }

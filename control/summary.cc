@@ -59,6 +59,8 @@ RunSummary MakeSummary(const RunResult& result) {
     group->set_push_bytes(totals.push_bytes());
     group->set_pull_bytes(totals.pull_bytes());
     group->set_restores(history.restores());
+    *group->mutable_pushes() = history.pushes();
+    *group->mutable_membership() = history.membership();
     TeacherSummary* teacher = group->mutable_teacher();
     teacher->set_requests(totals.teacher_requests());
     teacher->set_failures(totals.teacher_failures());
@@ -122,6 +124,22 @@ std::string SummaryText(const RunSummary& summary) {
           g.teacher().first_step_used(), g.teacher().requests(), g.teacher().failures(),
           g.teacher().skipped_steps(), g.teacher().mean_staleness_steps(),
           g.teacher().max_staleness_steps());
+    }
+    PushCounts answers;
+    for (const RankPushes& rank : g.pushes()) {
+      const PushCounts& c = rank.counts();
+      answers.set_applied(answers.applied() + c.applied());
+      answers.set_dropped_late(answers.dropped_late() + c.dropped_late());
+      answers.set_too_stale(answers.too_stale() + c.too_stale());
+      answers.set_rejected(answers.rejected() + c.rejected());
+      answers.set_lost(answers.lost() + c.lost() + c.refused());
+    }
+    if (answers.dropped_late() + answers.too_stale() + answers.rejected() + answers.lost() > 0) {
+      absl::StrAppendFormat(&out,
+                            "\n         answers to pushes: %d applied, %d dropped late, %d too "
+                            "stale, %d rejected, %d refused or lost",
+                            answers.applied(), answers.dropped_late(), answers.too_stale(),
+                            answers.rejected(), answers.lost());
     }
     absl::StrAppend(&out, "\n");
   }

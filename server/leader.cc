@@ -24,10 +24,6 @@ constexpr absl::Duration kAsyncLastStep = absl::Seconds(2);
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<GroupLeader>> GroupLeader::Create(Options options) {
-  const TrainingConfig& training = options.job.training();
-  if (training.membership() == TrainingConfig::ELASTIC) {
-    return absl::UnimplementedError("training.membership: ELASTIC is not served yet; use FIXED");
-  }
   if (static_cast<int>(options.links.size()) != options.map.num_shards()) {
     return absl::InvalidArgumentError(
         absl::StrCat(options.links.size(), " links for ", options.map.num_shards(), " shards"));
@@ -49,8 +45,13 @@ GroupLeader::GroupLeader(Options options)
     : options_(std::move(options)),
       job_(options_.job),
       sync_(job_.training().update_mode() == TrainingConfig::SYNC),
+      elastic_(job_.training().membership() == TrainingConfig::ELASTIC),
       num_shards_(options_.map.num_shards()),
       num_workers_(job_.groups(options_.group).num_workers()),
+      max_workers_(MaxWorkers(job_, options_.group)),
+      min_workers_(job_.groups(options_.group).min_workers()),
+      backup_workers_(job_.training().backup_workers()),
+      lease_(absl::Seconds(job_.training().lease_s())),
       stop_steps_(job_.stop().steps()),
       max_staleness_(job_.training().update_mode() == TrainingConfig::BOUNDED_STALENESS
                          ? job_.training().max_staleness()
@@ -59,10 +60,12 @@ GroupLeader::GroupLeader(Options options)
       directory_path_(CheckpointDirectory(job_, options_.group)),
       shard_addresses_(num_shards_),
       shards_(num_shards_),
-      membership_(job_.groups(options_.group).name(), num_workers_),
+      membership_(job_.groups(options_.group).name(), max_workers_),
+      plan_(job_.training().batch_size()),
+      pushes_(num_shards_),
       history_(job_.training().log_every_steps()),
-      clocks_(num_workers_, num_shards_),
-      ledger_(num_workers_, num_shards_) {}
+      clocks_(max_workers_, num_shards_),
+      ledger_(max_workers_, num_shards_) {}
 
 GroupLeader::~GroupLeader() { Stop(); }
 
@@ -217,6 +220,7 @@ void GroupLeader::FillHistory(GetHistoryReply* reply) const {
   reply->set_training_seconds(TrainingSeconds(last_commit_));
   reply->set_examples(examples_);
   reply->set_restores(restores_);
+  FillPushes(reply);
   if (!sync_) FillAsync(reply->mutable_async());
 }
 
@@ -245,6 +249,7 @@ GroupLeader::Counters GroupLeader::counters() const {
   MutexLock lock(&mu_);
   Counters counters = counters_;
   counters.restores = restores_;
+  counters.members = membership_.counts().members();
   return counters;
 }
 
@@ -271,13 +276,14 @@ void GroupLeader::FillStatus(DaemonStatus* status) const {
       if (!shards_[s].seen) missing.push_back(s);
     }
     detail = absl::StrCat("waiting for shards ", absl::StrJoin(missing, ", "));
-  } else if (stage_ == Stage::kReady && !started_) {
-    detail = absl::StrCat("waiting for workers ", absl::StrJoin(membership_.Unregistered(), ", "));
+  } else if (stage_ == Stage::kReady && (!started_ || (TooFew() && step_ < stop_steps_))) {
+    detail = WaitingForWorkers();
   } else {
     detail = absl::StrCat("step ", step_, " of ", stop_steps_);
     if (sync_ && !collectors_.empty() && collectors_.begin()->first == step_ + 1 && !commit_) {
-      absl::StrAppend(&detail, ", waiting for the pushes of ranks ",
-                      absl::StrJoin(collectors_.begin()->second.Missing(), ", "));
+      absl::StrAppend(
+          &detail, ", waiting for the pushes of ranks ",
+          absl::StrJoin(collectors_.begin()->second.Missing(MembersAt(step_ + 1, true)), ", "));
     }
     if (max_staleness_ >= 0 && !parked_.empty() && clocks_.SlowestRank() >= 0) {
       absl::StrAppend(&detail, ", ", parked_.size(), " workers wait for rank ",
@@ -287,8 +293,13 @@ void GroupLeader::FillStatus(DaemonStatus* status) const {
   }
   status->set_detail(detail);
   FillState(false, status->mutable_group_state());
-  membership_.FillStatus(now, status);
+  membership_.FillStatus(now, num_workers_, status);
   FillHistory(status->mutable_history());
+  for (MemberStatus& member : *status->mutable_members()) {
+    for (const RankPushes& rank : status->history().pushes()) {
+      if (rank.rank() == member.rank()) *member.mutable_pushes() = rank.counts();
+    }
+  }
   auto* const points = status->mutable_history()->mutable_training();
   if (points->size() > kLastPoints) points->DeleteSubrange(0, points->size() - kLastPoints);
 }
@@ -317,6 +328,8 @@ void GroupLeader::Tick() {
         requested_step_ = -1;
         snapshot_now_ = true;
       }
+      TickLeases(now);
+      MaybeStart(now);
       TryDecide();
       TickMissing(now);
     }
@@ -329,20 +342,19 @@ void GroupLeader::Tick() {
 
 void GroupLeader::TickMissing(absl::Time now) {
   if (stage_ != Stage::kReady || paused_ || draining_ || step_ >= stop_steps_) return;
-  if (!started_) {
+  if (!started_ || TooFew()) {
     if (now - last_waiting_log_ >= absl::Seconds(10)) {
       last_waiting_log_ = now;
-      LOG(INFO) << "group " << GroupName() << " waits for workers "
-                << absl::StrJoin(membership_.Unregistered(), ", ");
+      LOG(INFO) << "group " << GroupName() << ": " << WaitingForWorkers();
     }
     return;
   }
-  if (commit_ != nullptr) return;
+  if (commit_ != nullptr || elastic_) return;  // leases see to it
   std::vector<int32_t> awaited;
   if (sync_) {
     const auto it = collectors_.find(step_ + 1);
     if (it != collectors_.end()) {
-      awaited = it->second.Missing();
+      awaited = it->second.Missing(MembersAt(step_ + 1, /*awaited=*/true));
       if (awaited.empty()) return;  // the step waits for a checkpoint, not for workers
     }
   }
@@ -352,19 +364,15 @@ void GroupLeader::TickMissing(absl::Time now) {
   const auto silence = [&](int32_t rank) {
     return now - std::max(membership_.last_heard(rank), ready_since_);
   };
-  // ASYNC goes on without a rank; it fails when none is left. With a bound on staleness the others
-  // come to wait for it, as in SYNC.
-  if (!sync_ && max_staleness_ < 0 &&
-      std::any_of(awaited.begin(), awaited.end(),
-                  [&](int32_t rank) { return silence(rank) <= rejoin_timeout_; })) {
-    return;
-  }
-  for (int32_t rank : awaited) {
-    if (silence(rank) <= rejoin_timeout_) continue;
-    Fail(absl::StrCat("worker ", rank, " of group ", GroupName(), ": not heard from for ",
-                      absl::ToInt64Seconds(rejoin_timeout_), " s"));
-    return;
-  }
+  awaited.erase(std::remove_if(awaited.begin(), awaited.end(),
+                               [&](int32_t rank) { return silence(rank) <= rejoin_timeout_; }),
+                awaited.end());
+  // ASYNC goes on without a rank and fails when none is left; with a bound on staleness the others
+  // come to wait for it, as in SYNC, which can do without its backup workers.
+  const int bearable = sync_ ? backup_workers_ : max_staleness_ >= 0 ? 0 : num_workers_ - 1;
+  if (static_cast<int>(awaited.size()) <= bearable) return;
+  Fail(absl::StrCat("worker ", awaited[0], " of group ", GroupName(), ": not heard from for ",
+                    absl::ToInt64Seconds(rejoin_timeout_), " s"));
 }
 
 void GroupLeader::TickRate(absl::Time now) {

@@ -21,7 +21,9 @@
 #include "proto/job.pb.h"
 #include "proto/parameter_server.pb.h"
 #include "server/history.h"
+#include "server/member_plan.h"
 #include "server/membership.h"
+#include "server/push_counts.h"
 #include "server/push_ledger.h"
 #include "server/shard_link.h"
 #include "server/step_collector.h"
@@ -112,9 +114,13 @@ class GroupLeader {
     int64_t checkpoints = 0;
     int64_t failures = 0;
     int64_t rejected = 0;  // pushes
+    int64_t dropped = 0;   // members' pushes that steps were decided without
+    int64_t members = 0;   // now
   };
   Counters counters() const;
   AsyncCounters async_counters() const;  // zeros in SYNC
+  // What the shards have answered, by rank.
+  std::map<int32_t, PushCounts> push_counts() const;
 
  private:
   enum class Stage {
@@ -214,6 +220,29 @@ class GroupLeader {
   void TickObservers(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void EndDrain(const absl::Status& status) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
+  // --- leader_members.cc
+  void MaybeStart(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void TickLeases(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // A worker itself has called.
+  void Heard(int32_t rank, absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // ELASTIC: somebody came or went. Takes effect after what has been handed out.
+  void PlanMembers() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // ELASTIC, asynchronous: whoever has no lease holds nobody up.
+  void CountClocks() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Whom a generation begins with.
+  std::vector<MemberPlan::Member> FirstMembers() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // ELASTIC: fewer members than training may go on with.
+  bool TooFew() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Ranks of a step's members; of those, the ones whose push may still come.
+  std::vector<int32_t> MembersAt(int64_t step, bool awaited) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool ReadyToDecide(int64_t step, const StepCollector& collector) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // ELASTIC: nobody is left of those who were given the next step: it is planned anew.
+  void ReplanIfDeserted() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void FillPushes(GetHistoryReply* reply) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::string WaitingForWorkers() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
   // --- leader_assign.cc
   bool TryAssign(const GetAssignmentsRequest& request, GetAssignmentsReply* reply)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -291,8 +320,13 @@ class GroupLeader {
   Options options_;  // not changed after Create
   const JobConfig& job_;
   const bool sync_;
+  const bool elastic_;
   const int num_shards_;
-  const int num_workers_;
+  const int num_workers_;  // that the group begins with
+  const int max_workers_;  // ranks there may be
+  const int min_workers_;
+  const int backup_workers_;
+  const absl::Duration lease_;
   const int64_t stop_steps_;
   const int64_t max_staleness_;  // BOUNDED_STALENESS; negative: no bound
   const absl::Duration rejoin_timeout_;
@@ -316,7 +350,7 @@ class GroupLeader {
   int64_t checkpoint_number_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t generation_ ABSL_GUARDED_BY(mu_) = 0;
   bool opened_before_ ABSL_GUARDED_BY(mu_) = false;
-  bool started_ ABSL_GUARDED_BY(mu_) = false;  // all workers have registered once
+  bool started_ ABSL_GUARDED_BY(mu_) = false;  // all workers it begins with have registered
   bool paused_ ABSL_GUARDED_BY(mu_) = false;
   bool failed_ ABSL_GUARDED_BY(mu_) = false;
   std::string error_ ABSL_GUARDED_BY(mu_);
@@ -338,6 +372,10 @@ class GroupLeader {
   absl::Time last_waiting_log_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
 
   Membership membership_ ABSL_GUARDED_BY(mu_);
+  MemberPlan plan_ ABSL_GUARDED_BY(mu_);  // SYNC
+  PushTotals pushes_ ABSL_GUARDED_BY(mu_);
+  absl::Time last_tick_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
+  absl::Time leases_from_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
   History history_ ABSL_GUARDED_BY(mu_);
   std::vector<ParkedAssignments> parked_ ABSL_GUARDED_BY(mu_);
 
@@ -345,8 +383,6 @@ class GroupLeader {
   int64_t newest_cut_ ABSL_GUARDED_BY(mu_) = 0;  // valid once ready
   std::vector<int64_t> cut_shard_steps_ ABSL_GUARDED_BY(mu_);
   int64_t handed_out_ ABSL_GUARDED_BY(mu_) = 0;  // SYNC: largest step assigned
-  int64_t base_step_ ABSL_GUARDED_BY(mu_) = 0;   // where this generation's cursor starts
-  uint64_t base_example_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t async_cursor_ ABSL_GUARDED_BY(mu_) = 0;
   std::map<int32_t, AsyncRank> async_ranks_ ABSL_GUARDED_BY(mu_);
   WorkerClocks clocks_ ABSL_GUARDED_BY(mu_);

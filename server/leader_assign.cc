@@ -47,6 +47,7 @@ absl::StatusOr<RegisterReply> GroupLeader::Register(const RegisterRequest& reque
       return;
     }
     const uint64_t before = membership_.incarnation(request.rank());
+    const bool was_live = membership_.live(request.rank());
     const absl::StatusOr<uint64_t> incarnation = membership_.Register(request, now);
     if (!incarnation.ok()) {
       result = incarnation.status();
@@ -58,6 +59,9 @@ absl::StatusOr<RegisterReply> GroupLeader::Register(const RegisterRequest& reque
       for (auto& item : collectors_) {
         // A step whose decision is on its way stays as it is.
         if (commit_ != nullptr && item.first == commit_->request.step()) continue;
+        // ELASTIC: the newcomer takes part in later steps only, and what is whole of the old one
+        // counts.
+        if (elastic_ && item.second.Whole(request.rank())) continue;
         item.second.ForgetOlder(request.rank(), *incarnation);
       }
       for (auto it = parked_.begin(); it != parked_.end();) {
@@ -97,11 +101,8 @@ absl::StatusOr<RegisterReply> GroupLeader::Register(const RegisterRequest& reque
       }
     }
     result = std::move(reply);
-    if (!started_ && membership_.AllRegistered()) {
-      started_ = true;
-      ready_since_ = now;
-      WakeAssignments();
-    }
+    MaybeStart(now);
+    if (*incarnation != before || !was_live) PlanMembers();
   });
   return result;
 }
@@ -118,7 +119,7 @@ void GroupLeader::GetAssignments(const GetAssignmentsRequest& request, absl::Tim
       effects_.push_back([done = std::move(done), status] { done(status); });
       return;
     }
-    membership_.Heard(request.rank(), now);
+    Heard(request.rank(), now);
     if (!sync_) NoteOver(request.rank(), request.completed_step());
     for (auto it = parked_.begin(); it != parked_.end(); ++it) {
       if (it->request.rank() != request.rank()) continue;
@@ -142,7 +143,7 @@ bool GroupLeader::TryAssign(const GetAssignmentsRequest& request, GetAssignments
     return true;
   }
   // After the last step workers wait for its checkpoint: until then they may be needed again.
-  if (!started_ || Reloading() || step_ >= stop_steps_) return false;
+  if (!started_ || Reloading() || step_ >= stop_steps_ || TooFew()) return false;
   if (sync_) {
     AssignSync(request, reply);
   } else {
@@ -158,23 +159,25 @@ bool GroupLeader::TryAssign(const GetAssignmentsRequest& request, GetAssignments
 
 void GroupLeader::AssignSync(const GetAssignmentsRequest& request, GetAssignmentsReply* reply) {
   const int64_t ahead = std::clamp(request.max_assignments(), 1, kMaxAssignments);
-  const int64_t first = std::max(request.first_step(), step_ + 1);
+  int64_t decided = step_;
+  // Whoever may be done without need not begin a step whose decision is on its way.
+  if ((elastic_ || backup_workers_ > 0) && commit_ != nullptr) {
+    decided = std::max(decided, commit_->request.step());
+  }
+  const int64_t first = std::max(request.first_step(), decided + 1);
   int64_t last = std::min(step_ + ahead, stop_steps_);
   // What one rank has been given the others need too, also while paused.
   if (paused_) last = std::min(last, handed_out_);
-  const uint64_t batch = static_cast<uint64_t>(job_.training().batch_size());
-  const uint64_t per_step = static_cast<uint64_t>(num_workers_) * batch;
   for (int64_t step = first; step <= last; ++step) {
+    if (!plan_.Has(step, request.rank(), request.incarnation())) continue;
     Assignment* const assignment = reply->add_assignments();
     assignment->set_step(step);
-    assignment->set_first_example(base_example_ +
-                                  static_cast<uint64_t>(step - 1 - base_step_) * per_step +
-                                  static_cast<uint64_t>(request.rank()) * batch);
-    assignment->set_num_examples(static_cast<int64_t>(batch));
+    assignment->set_first_example(*plan_.FirstExample(step, request.rank()));
+    assignment->set_num_examples(job_.training().batch_size());
     assignment->set_teacher_weight(TeacherWeightAt(job_, step));
     assignment->set_want_worker_state(StateWithEveryStep() || SnapshotDue(step));
     assignment->set_weights_step(step - 1);
-    for (int32_t rank = 0; rank < num_workers_; ++rank) assignment->add_members(rank);
+    for (const MemberPlan::Member& member : plan_.At(step)) assignment->add_members(member.rank);
     handed_out_ = std::max(handed_out_, step);
   }
 }
@@ -209,7 +212,11 @@ void GroupLeader::AssignAsync(const GetAssignmentsRequest& request, GetAssignmen
     async_cursor_ += static_cast<uint64_t>(batch);
     assignment.set_teacher_weight(TeacherWeightAt(job_, assignment.step()));
     assignment.set_want_worker_state(StateWithEveryStep());
-    for (int32_t member = 0; member < num_workers_; ++member) assignment.add_members(member);
+    if (elastic_) {
+      for (const auto& member : membership_.Live()) assignment.add_members(member.rank);
+    } else {
+      for (int32_t member = 0; member < num_workers_; ++member) assignment.add_members(member);
+    }
     rank.issued.push_back(assignment);
     if (rank.issued.size() > kRemembered) rank.issued.pop_front();
     if (assignment.step() >= first) *reply->add_assignments() = std::move(assignment);
@@ -281,7 +288,14 @@ absl::StatusOr<HeartbeatReply> GroupLeader::Heartbeat(const HeartbeatRequest& re
                         request.fatal_error()));
     }
     if (status.ok() && membership_.incarnation(request.rank()) == request.incarnation()) {
+      const bool was_live = membership_.live(request.rank());
       membership_.Heartbeat(request, now);
+      if (was_live != membership_.live(request.rank())) PlanMembers();
+      if (request.leaving()) {
+        LOG(INFO) << "group " << GroupName() << ": worker " << request.rank() << " has left";
+        // It has all its answers: they are asked for, so that reports of the end have them.
+        for (ShardState& shard : shards_) shard.last_probe = absl::InfinitePast();
+      }
     }
     if (status.ok() && superseded_) status = absl::UnavailableError(error_);
     if (status.ok() && failed_) status = absl::FailedPreconditionError(error_);

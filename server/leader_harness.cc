@@ -17,6 +17,7 @@ void PuppetShard::Probe(const ProbeRequest&, absl::Duration, Done<ProbeReply> do
   reply.set_process_nonce(nonce);
   reply.set_generation(generation);
   reply.set_step(step);
+  for (const auto& item : pushes) *reply.add_pushes() = item.second;
   done(reply);
 }
 

@@ -52,6 +52,7 @@ class PuppetShard final : public ShardLink {
   std::vector<RestoreRequest> restores;
   std::vector<CommitRequest> commits;
   std::vector<WriteCheckpointRequest> writes;
+  std::map<int, RankPushes> pushes;  // by rank, as a probe tells of them
   std::vector<std::function<void()>> held;
 
  private:

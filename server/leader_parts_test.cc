@@ -123,13 +123,13 @@ TEST(StepCollectorTest, NeedsEveryShardOfEveryRank) {
   StepCollector collector(2, 2);
   collector.Add(End(0, 0, 5, 4));
   collector.Add(End(0, 1, 5, 4));
-  EXPECT_THAT(collector.Missing(), ElementsAre(1));
+  EXPECT_THAT(collector.Missing({0, 1}), ElementsAre(1));
   collector.Add(End(1, 1, 6, 8));
   collector.Add(End(1, 1, 6, 8));  // reported again
-  EXPECT_FALSE(collector.Complete());
+  EXPECT_FALSE(collector.Whole(1));
   collector.Add(End(1, 0, 6, 8));
-  ASSERT_TRUE(collector.Complete());
-  const StepCollector::Decision decision = collector.Decide();
+  ASSERT_TRUE(collector.Whole(1));
+  const StepCollector::Decision decision = collector.Decide({0, 1});
   ASSERT_EQ(decision.contributors.size(), 2u);
   EXPECT_EQ(decision.contributors[1].rank(), 1);
   EXPECT_EQ(decision.contributors[1].incarnation(), 6u);
@@ -141,14 +141,42 @@ TEST(StepCollectorTest, AWorkerThatDiedBetweenTwoShardsIsNotMixedWithItsSuccesso
   StepCollector collector(1, 2);
   collector.Add(End(0, 0, 5, 4));
   collector.Add(End(0, 1, 6, 4));
-  EXPECT_FALSE(collector.Complete());
+  EXPECT_FALSE(collector.Whole(0));
   collector.Add(End(0, 0, 5, 4));  // the dead one's, late
-  EXPECT_FALSE(collector.Complete());
+  EXPECT_FALSE(collector.Whole(0));
   collector.Add(End(0, 0, 6, 4));
-  ASSERT_TRUE(collector.Complete());
-  EXPECT_EQ(collector.Decide().contributors[0].incarnation(), 6u);
+  ASSERT_TRUE(collector.Whole(0));
+  EXPECT_EQ(collector.Decide({0}).contributors[0].incarnation(), 6u);
   collector.ForgetOlder(0, 7);
-  EXPECT_FALSE(collector.Complete());
+  EXPECT_FALSE(collector.Whole(0));
+}
+
+// What the leader's one decision is for: worker 1 was killed after its END had reached shard 0 and
+// before shard 1 had it. partial_push_test.cc shows the same over real shards.
+TEST(StepCollectorTest, DecidingOnEachShardAloneWouldMixMembers) {
+  const std::vector<int32_t> members = {0, 1};
+  const double gradients[] = {2, 10}, weight = 100, rate = 0.5;
+  const auto model = [&](const StepCollector::Decision& decision) {
+    double sum = 0, examples = 0;
+    for (const Contributor& c : decision.contributors) {
+      sum += static_cast<double>(c.num_examples()) * gradients[c.rank()];
+      examples += static_cast<double>(c.num_examples());
+    }
+    return weight - rate * sum / examples;
+  };
+  StepCollector together(2, /*num_shards=*/2);
+  std::vector<StepCollector> alone(2, StepCollector(2, /*num_shards=*/1));
+  for (const auto& [rank, shard] : {std::pair(0, 0), std::pair(0, 1), std::pair(1, 0)}) {
+    together.Add(End(rank, shard, 5, 4));
+    alone[shard].Add(End(rank, shard, 5, 4));
+  }
+  // One decision: both shards take worker 0 alone.
+  EXPECT_THAT(together.Missing(members), ElementsAre(1));
+  EXPECT_THAT(together.Decide(members).dropped, ElementsAre(1));
+  EXPECT_EQ(model(together.Decide(members)), 99);
+  // Each by what it has: a model that no set of workers has computed.
+  EXPECT_EQ(model(alone[0].Decide(members)), 97);
+  EXPECT_EQ(model(alone[1].Decide(members)), 99);
 }
 
 TEST(StepCollectorTest, NotFiniteOnOneShardRejectsTheWholePush) {
@@ -157,7 +185,7 @@ TEST(StepCollectorTest, NotFiniteOnOneShardRejectsTheWholePush) {
   collector.Add(End(0, 1, 1, 4, /*finite=*/false));
   collector.Add(End(1, 0, 1, 4));
   collector.Add(End(1, 1, 1, 4));
-  const StepCollector::Decision decision = collector.Decide();
+  const StepCollector::Decision decision = collector.Decide({0, 1});
   EXPECT_THAT(decision.rejected, ElementsAre(0));
   EXPECT_THAT(decision.not_finite, ElementsAre("w"));
   ASSERT_EQ(decision.contributors.size(), 1u);

@@ -74,6 +74,7 @@ void GroupLeader::OnProbeReply(uint64_t epoch, int s, bool was_loaded,
   shard.seen = true;
   shard.reachable = true;
   shard.last_answer = now;
+  pushes_.Update(s, reply->process_nonce(), reply->pushes());
   if (epoch != epoch_) return;  // asked before the last change of course
 
   const bool another = reply->process_nonce() != shard.nonce;
@@ -360,13 +361,13 @@ void GroupLeader::OnRestored() {
   const absl::Time now = options_.clock->Now();
   GetHistoryReply saved;
   step_ = 0;
-  base_example_ = 0;
+  uint64_t next_example = 0;
   examples_ = 0;
   checkpointed_step_ = -1;
   worker_states_.clear();
   if (origin_ != nullptr) {
     step_ = origin_->version().step();
-    base_example_ = origin_->next_example();
+    next_example = origin_->next_example();
     examples_ = origin_->examples();
     checkpointed_step_ = step_;
     if (!saved.ParseFromString(origin_->history())) saved.Clear();
@@ -380,26 +381,27 @@ void GroupLeader::OnRestored() {
       last_checkpoint_.set_bytes(last_checkpoint_.bytes() + file.bytes());
     }
   }
-  base_step_ = step_;
   if (adopting_) {
     for (const ShardState& shard : shards_) step_ = std::max(step_, shard.step);
     LOG(INFO) << "group " << GroupName() << ": goes on from step " << step_ << ", example "
-              << std::max(async_cursor_, base_example_);
+              << std::max(async_cursor_, next_example);
   }
+  plan_.Reset(step_, next_example, FirstMembers());
   // Examples are used once: what was handed out before is not handed out again.
-  async_cursor_ = std::max(async_cursor_, base_example_);
+  async_cursor_ = std::max(async_cursor_, next_example);
   async_ranks_.clear();
-  clocks_ = WorkerClocks(num_workers_, num_shards_);
+  clocks_ = WorkerClocks(max_workers_, num_shards_);
   if (!sync_) {
     ledger_.Abandon();
     // A rank's own count starts where its share of the group's steps has come to.
-    for (int32_t rank = 0; rank < num_workers_; ++rank) {
+    for (int32_t rank = 0; rank < max_workers_; ++rank) {
       // It must not be behind what shards that were kept have seen of it.
       const int64_t done = std::max(step_ / num_workers_, furthest_step_);
       async_ranks_[rank].next_step = done + 1;
       clocks_.Join(rank, done);
     }
     furthest_step_ = 0;
+    CountClocks();
   }
   async_final_ = false;
   async_last_step_ = step_ >= stop_steps_ ? now : absl::InfiniteFuture();

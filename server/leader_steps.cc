@@ -35,7 +35,7 @@ absl::Status GroupLeader::ReportEnd(const ReportEndRequest& request) {
     if (!status.ok() && sync_) return;
     status = membership_.CheckRank(request.rank());
     if (!status.ok()) return;
-    membership_.Heard(request.rank(), now);
+    membership_.HeardThroughShard(request.rank(), now);
     if (sync_) {
       OnEndSync(request);
     } else {
@@ -51,7 +51,8 @@ void GroupLeader::OnEndSync(const ReportEndRequest& request) {
   // next push then ends before the leader calls the step committed.
   if (request.step() <= step_ || request.step() > step_ + 2) return;
   if (commit_ != nullptr && !commit_->again && request.step() == commit_->request.step()) return;
-  collectors_.try_emplace(request.step(), num_workers_, num_shards_).first->second.Add(request);
+  if (!plan_.Has(request.step(), request.rank(), request.incarnation())) return;
+  collectors_.try_emplace(request.step(), max_workers_, num_shards_).first->second.Add(request);
 }
 
 void GroupLeader::OnEndAsync(const ReportEndRequest& request) {
@@ -108,9 +109,7 @@ void GroupLeader::CountStep(int64_t step, const StepStatistics& statistics) {
 
 uint64_t GroupLeader::NextExample() const {
   if (!sync_) return async_cursor_;
-  return base_example_ + static_cast<uint64_t>(step_ - base_step_) *
-                             static_cast<uint64_t>(num_workers_) *
-                             static_cast<uint64_t>(job_.training().batch_size());
+  return plan_.NextExample(step_);
 }
 
 void GroupLeader::TryDecide() {
@@ -126,6 +125,7 @@ void GroupLeader::TryDecide() {
     return;
   }
   if (sync_) {
+    ReplanIfDeserted();
     TryDecideSync();
   } else {
     TryDecideAsync();
@@ -135,12 +135,12 @@ void GroupLeader::TryDecide() {
 void GroupLeader::TryDecideSync() {
   const int64_t step = step_ + 1;
   const auto it = collectors_.find(step);
-  if (drain_frozen_ || it == collectors_.end() || !it->second.Complete()) return;
+  if (drain_frozen_ || it == collectors_.end() || !ReadyToDecide(step, it->second)) return;
   // Shards keep one snapshot: a step that needs one waits for the one before to be written.
   if (SnapshotDue(step) && checkpoint_ != nullptr) return;
 
   auto commit = std::make_unique<CommitInFlight>();
-  commit->decision = it->second.Decide();
+  commit->decision = it->second.Decide(MembersAt(step, /*awaited=*/false));
   CommitRequest& request = commit->request;
   request.set_step(step);
   for (const Contributor& contributor : commit->decision.contributors) {
@@ -154,6 +154,8 @@ void GroupLeader::TryDecideSync() {
                  << " is rejected: the gradient of tensor " << commit->decision.not_finite[i]
                  << " is not finite";
   }
+  for (const int32_t rank : commit->decision.dropped) request.add_dropped(rank);
+  counters_.dropped += static_cast<int64_t>(commit->decision.dropped.size());
   request.set_learning_rate(LearningRateAt(job_, step));
   request.set_weight_decay(WeightDecayAt(job_, step));
   request.set_clip_scale(1);
@@ -231,6 +233,7 @@ void GroupLeader::OnCommitted() {
   if (sync_ && !commit->again) {
     step_ = request.step();
     collectors_.erase(collectors_.begin(), collectors_.upper_bound(step_));
+    plan_.Forget(step_);
     CountStep(step_, commit->decision.statistics);
     worker_states_ = std::move(commit->decision.worker_states);
   }

@@ -246,13 +246,5 @@ TEST_F(LeaderTest, AsyncRejectedPushesAreStepsWithoutExamples) {
   EXPECT_EQ(leader_->GetHistory().examples(), 8);
 }
 
-TEST_F(LeaderTest, UnservedModesAreRefused) {
-  GroupLeader::Options options;
-  options.job = job_;
-  options.map = map_;
-  options.job.mutable_training()->set_membership(TrainingConfig::ELASTIC);
-  EXPECT_EQ(GroupLeader::Create(options).status().code(), absl::StatusCode::kUnimplemented);
-}
-
 }  // namespace
 }  // namespace codistill

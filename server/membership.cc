@@ -32,6 +32,10 @@ absl::StatusOr<uint64_t> Membership::Register(const RegisterRequest& request, ab
                        ": a newer process has taken this one's place; leave"));
     }
     if (member.incarnation != 0) {
+      if (member.live) {
+        member.live = false;
+        counts_.set_replaced(counts_.replaced() + 1);
+      }
       member.replaced.push_back(member.nonce);
       if (member.replaced.size() > kReplacedNonces) member.replaced.pop_front();
     }
@@ -49,6 +53,7 @@ absl::StatusOr<uint64_t> Membership::Register(const RegisterRequest& request, ab
   member.state = "registered";
   member.left = false;
   member.last_heard = now;
+  BeginLease(&member, now);
   return member.incarnation;
 }
 
@@ -67,21 +72,68 @@ absl::Status Membership::Check(int32_t rank, uint64_t incarnation, bool known_on
   return absl::OkStatus();
 }
 
-void Membership::Heard(int32_t rank, absl::Time now) { members_[rank].last_heard = now; }
+void Membership::BeginLease(Member* member, absl::Time now) {
+  member->last_sign = now;
+  if (member->live) return;
+  member->live = true;
+  counts_.set_joined(counts_.joined() + 1);
+}
+
+void Membership::Heard(int32_t rank, absl::Time now) {
+  Member& member = members_[rank];
+  member.last_heard = now;
+  // What a process sends on its way out does not bring it back.
+  if (!member.left) BeginLease(&member, now);
+}
+
+void Membership::HeardThroughShard(int32_t rank, absl::Time now) {
+  members_[rank].last_heard = now;
+}
 
 void Membership::Heartbeat(const HeartbeatRequest& request, absl::Time now) {
   Member& member = members_[request.rank()];
-  member.last_heard = now;
   member.counters = request.counters();
   member.state = request.leaving() ? "left" : request.state();
+  if (request.leaving() && member.live) {
+    member.live = false;
+    counts_.set_left(counts_.left() + 1);
+  }
   member.left = request.leaving();
+  Heard(request.rank(), now);
+}
+
+std::vector<MemberPlan::Member> Membership::Live() const {
+  std::vector<MemberPlan::Member> live;
+  for (int32_t rank = 0; rank < size(); ++rank) {
+    if (members_[rank].live) live.push_back({rank, members_[rank].incarnation});
+  }
+  return live;
+}
+
+std::vector<int32_t> Membership::EndLeases(absl::Time now, absl::Duration lease, absl::Time since) {
+  std::vector<int32_t> ended;
+  for (int32_t rank = 0; rank < size(); ++rank) {
+    Member& member = members_[rank];
+    if (!member.live || now - std::max(member.last_sign, since) <= lease) continue;
+    member.live = false;
+    member.state = "lease ended";
+    counts_.set_leases_ended(counts_.leases_ended() + 1);
+    ended.push_back(rank);
+  }
+  return ended;
+}
+
+MembershipCounts Membership::counts() const {
+  MembershipCounts counts = counts_;
+  counts.set_members(static_cast<int32_t>(Live().size()));
+  return counts;
 }
 
 bool Membership::AllRegistered() const { return Unregistered().empty(); }
 
 bool Membership::AllLeft() const {
   return std::all_of(members_.begin(), members_.end(),
-                     [](const Member& m) { return m.incarnation == 0 || m.left; });
+                     [](const Member& m) { return m.incarnation == 0 || m.left || !m.live; });
 }
 
 std::vector<int32_t> Membership::Unregistered() const {
@@ -101,7 +153,7 @@ WorkerCounters Membership::Totals() const {
   // A rate is of now, not of all times.
   double rate = 0;
   for (const Member& member : members_) {
-    if (!member.left) rate += member.counters.examples_per_second();
+    if (member.live) rate += member.counters.examples_per_second();
   }
   totals.set_examples_per_second(rate);
   return totals;
@@ -138,9 +190,10 @@ void Membership::Load(const CheckpointManifest& manifest, const WorkerCounters& 
   }
 }
 
-void Membership::FillStatus(absl::Time now, DaemonStatus* status) const {
+void Membership::FillStatus(absl::Time now, int expected, DaemonStatus* status) const {
   for (int32_t rank = 0; rank < size(); ++rank) {
     const Member& member = members_[rank];
+    if (rank >= expected && member.incarnation == 0) continue;
     MemberStatus* const out = status->add_members();
     out->set_rank(rank);
     out->set_incarnation(member.incarnation);
@@ -151,6 +204,7 @@ void Membership::FillStatus(absl::Time now, DaemonStatus* status) const {
       out->set_seconds_since_heartbeat(absl::ToDoubleSeconds(now - member.last_heard));
     }
     *out->mutable_counters() = member.counters;
+    out->set_member(member.live);
   }
 }
 
@@ -176,6 +230,9 @@ void AddCounters(const WorkerCounters& more, WorkerCounters* sum) {
   sum->set_examples_per_second(sum->examples_per_second() + more.examples_per_second());
   sum->set_compute_seconds(sum->compute_seconds() + more.compute_seconds());
   sum->set_wait_seconds(sum->wait_seconds() + more.wait_seconds());
+  sum->set_pushes_duplicate(sum->pushes_duplicate() + more.pushes_duplicate());
+  sum->set_pushes_lost(sum->pushes_lost() + more.pushes_lost());
+  sum->set_steps_skipped(sum->steps_skipped() + more.steps_skipped());
 }
 
 }  // namespace codistill

@@ -12,14 +12,17 @@
 #include "proto/checkpoint.pb.h"
 #include "proto/control.pb.h"
 #include "proto/parameter_server.pb.h"
+#include "server/member_plan.h"
 
 namespace codistill {
 
-// The workers of a group with fixed membership: who holds each rank, when it was last heard of,
-// what it has counted. The newest process of a rank wins. Not thread-safe: part of the leader's
-// state.
+// The workers of a group: who holds each rank, when it was last heard of, what it has counted. The
+// newest process of a rank wins. A rank has a lease from its registration on, or from any later
+// sign of life of its process; it ends when the process says that it leaves and, with ELASTIC
+// membership, when it falls silent. Not thread-safe: part of the leader's state.
 class Membership {
  public:
+  // `num_workers`: ranks there may be.
   Membership(std::string group, int num_workers);
 
   int size() const { return static_cast<int>(members_.size()); }
@@ -41,10 +44,23 @@ class Membership {
   }
   uint64_t incarnation(int32_t rank) const { return members_[rank].incarnation; }
 
-  // Something came from this rank.
+  // Something came from this rank's present process: its lease runs from now.
   void Heard(int32_t rank, absl::Time now);
   // The same with what a heartbeat brings. Only for the rank's present incarnation.
   void Heartbeat(const HeartbeatRequest& request, absl::Time now);
+  // A shard brought something that the rank had sent, perhaps long ago: no sign of life for a
+  // lease.
+  void HeardThroughShard(int32_t rank, absl::Time now);
+
+  // Whether the rank's lease runs.
+  bool live(int32_t rank) const { return members_[rank].live; }
+  // Those whose leases run, in order of rank.
+  std::vector<MemberPlan::Member> Live() const;
+  // Ends the leases of all not heard from for longer than `lease`, counted from `since` at the
+  // earliest; says whose.
+  std::vector<int32_t> EndLeases(absl::Time now, absl::Duration lease, absl::Time since);
+  // Comings and goings so far.
+  MembershipCounts counts() const;
   absl::Time last_heard(int32_t rank) const { return members_[rank].last_heard; }
 
   bool AllRegistered() const;
@@ -62,7 +78,8 @@ class Membership {
   // members.
   void Load(const CheckpointManifest& manifest, const WorkerCounters& totals);
 
-  void FillStatus(absl::Time now, DaemonStatus* status) const;
+  // Ranks from `expected` on are shown once they have registered.
+  void FillStatus(absl::Time now, int expected, DaemonStatus* status) const;
 
  private:
   struct Member {
@@ -71,12 +88,17 @@ class Membership {
     std::deque<uint64_t> replaced;  // nonces of the processes before; the newest few
     std::string address, http_address, state;
     absl::Time last_heard = absl::InfinitePast();
+    absl::Time last_sign = absl::InfinitePast();  // of life
     bool left = false;
+    bool live = false;
     WorkerCounters counters;  // of this incarnation
     WorkerCounters earlier;   // of the ones before
   };
+  void BeginLease(Member* member, absl::Time now);
+
   const std::string group_;
   std::vector<Member> members_;
+  MembershipCounts counts_;
   WorkerCounters base_;  // of no rank of ours
 };
 

@@ -39,6 +39,23 @@ bool Known(const std::string& address) {
   return !address.empty() && !absl::EndsWith(address, ":0");
 }
 
+// Brings counters up to `counts`.
+void MirrorPushes(Metrics* metrics, const char* name, const char* help, int32_t rank,
+                  const PushCounts& counts) {
+  const std::pair<const char*, int64_t> outcomes[] = {
+      {"applied", counts.applied()},     {"dropped_late", counts.dropped_late()},
+      {"too_stale", counts.too_stale()}, {"rejected", counts.rejected()},
+      {"duplicate", counts.duplicate()}, {"refused", counts.refused()},
+      {"lost", counts.lost()},
+  };
+  for (const auto& [outcome, value] : outcomes) {
+    if (value == 0) continue;
+    Metrics::Counter* const counter =
+        metrics->counter(name, help, {{"rank", absl::StrCat(rank)}, {"outcome", outcome}});
+    counter->Add(std::max(0.0, static_cast<double>(value) - counter->value()));
+  }
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ParameterServer>> ParameterServer::Create(Options options) {
@@ -346,6 +363,8 @@ void ParameterServer::RegisterMetrics() {
        [shard] { return static_cast<double>(shard->store().values_bytes()); });
   if (leader_ != nullptr) {
     GroupLeader* const leader = leader_.get();
+    show("codistill_leader_members", "Workers that take part.",
+         [leader] { return static_cast<double>(leader->counters().members); });
     show("codistill_leader_group_step", "Newest step committed by the group.",
          [leader] { return static_cast<double>(leader->State(false).version().step()); });
     show("codistill_leader_newest_cut_step", "Step of the newest published cut.",
@@ -376,10 +395,25 @@ void ParameterServer::RegisterMetrics() {
            [leader] { return static_cast<double>(leader->counters().checkpoints); });
     mirror("codistill_leader_pushes_rejected_total", "Pushes rejected by decision.",
            [leader] { return static_cast<double>(leader->counters().rejected); });
+    mirror("codistill_leader_pushes_dropped_total", "Members' pushes that steps went on without.",
+           [leader] { return static_cast<double>(leader->counters().dropped); });
   }
   auto mu = std::make_shared<Mutex>();  // collections may come from several requests
-  metrics->OnCollect([counters, gauges, mu] {
+  GroupLeader* const leader = leader_.get();
+  metrics->OnCollect([counters, gauges, mu, metrics, shard, leader] {
     MutexLock lock(mu.get());
+    for (const RankPushes& rank : shard->push_counts()) {
+      MirrorPushes(metrics, "codistill_server_pushes_total",
+                   "Pushes to this shard, by rank and by what became of them.", rank.rank(),
+                   rank.counts());
+    }
+    if (leader != nullptr) {
+      for (const auto& [rank, counts] : leader->push_counts()) {
+        MirrorPushes(metrics, "codistill_leader_push_answers_total",
+                     "Answers of all shards to pushes, by rank and by what became of them.", rank,
+                     counts);
+      }
+    }
     for (const Mirrored& m : *counters) {
       m.counter->Add(std::max(0.0, m.value() - m.counter->value()));
     }

@@ -48,7 +48,7 @@ ModelShard::ModelShard(Options options)
     : options_(std::move(options)),
       sync_(options_.job.training().update_mode() == TrainingConfig::SYNC),
       group_name_(options_.job.groups(options_.group).name()),
-      num_workers_(options_.job.groups(options_.group).num_workers()),
+      max_workers_(MaxWorkers(options_.job, options_.group)),
       max_staleness_(options_.job.training().update_mode() == TrainingConfig::BOUNDED_STALENESS
                          ? options_.job.training().max_staleness()
                          : -1) {}
@@ -141,7 +141,15 @@ ProbeReply ModelShard::Probe() {
   for (EmbeddingTableStatus& table : embeddings_->Status()) {
     *reply.mutable_load()->add_tables() = std::move(table);
   }
+  pushes_.Fill(reply.mutable_pushes());
   return reply;
+}
+
+std::vector<RankPushes> ModelShard::push_counts() const {
+  google::protobuf::RepeatedPtrField<RankPushes> ranks;
+  MutexLock lock(&mu_);
+  pushes_.Fill(&ranks);
+  return {ranks.begin(), ranks.end()};
 }
 
 // ---------------------------------------------------------------------------------------- restore
@@ -505,7 +513,7 @@ void ModelShard::Pull(const PullRequest& request, Done<std::unique_ptr<PullSourc
     source = TryPull(request);
     if (source.ok() && *source == nullptr) {
       // One pull a worker may wait, and those of processes that have died in the meantime.
-      if (parked_pulls_.size() >= 16 + 4 * static_cast<size_t>(num_workers_)) {
+      if (parked_pulls_.size() >= 16 + 4 * static_cast<size_t>(max_workers_)) {
         source = WithRetryAfter(absl::ResourceExhaustedError(absl::StrCat(
                                     Name(), ": ", parked_pulls_.size(), " pulls wait already")),
                                 kRetryDelay);
@@ -563,8 +571,8 @@ absl::StatusOr<std::unique_ptr<PullSource>> ModelShard::TryPull(const PullReques
       }
       if (request.step() > step_) return nullptr;
       if (request.step() < step_) {
-        return absl::AbortedError(absl::StrCat("weights of step ", request.step(),
-                                               " are gone: the shard has come to step ", step_));
+        return absl::OutOfRangeError(absl::StrCat("weights of step ", request.step(),
+                                                  " are gone: the shard has come to step ", step_));
       }
       live = store_->Live(step_, /*exact=*/true);
       break;

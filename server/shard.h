@@ -23,6 +23,7 @@
 #include "proto/parameter_server.pb.h"
 #include "server/embedding_store.h"
 #include "server/pull_source.h"
+#include "server/push_counts.h"
 #include "server/push_outcomes.h"
 #include "server/shard_store.h"
 #include "server/staged_push.h"
@@ -104,6 +105,8 @@ class ModelShard {
   absl::StatusOr<std::shared_ptr<StagedPush>> BeginPush(const PushBegin& begin);
   // Ends a push; `done` comes with the decision.
   void EndPush(std::shared_ptr<StagedPush> push, PushEnd end, Done<PushReply> done);
+  // A push that was begun ends without EndPush: `refused`, or its connection was lost.
+  void DropPush(const StagedPush& push, bool refused);
 
   // Comes when the version asked for is there.
   void Pull(const PullRequest& request, Done<std::unique_ptr<PullSource>> done);
@@ -132,6 +135,8 @@ class ModelShard {
   };
   State state() const;
   ShardCounters counters() const;
+  // What became of pushes so far, by rank.
+  std::vector<RankPushes> push_counts() const;
   const ShardStore& store() const { return *store_; }
   EmbeddingStore* embeddings() { return embeddings_.get(); }
   const EmbeddingStore& embeddings() const { return *embeddings_; }
@@ -188,6 +193,8 @@ class ModelShard {
   absl::StatusOr<PushReply> DecideAsync(const StagedPush& push, const PushEnd& end);
   void NoteAsync(const StagedPush& push, const PushEnd& end, const PushReply& reply)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // `done`, counting the answer.
+  Done<PushReply> Counted(int32_t rank, Done<PushReply> done);
   // What a push of a decided step is answered.
   PushReply DecidedAlready(const PushBegin& begin) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void Report(int32_t rank, uint64_t incarnation, Waiting* waiting, Effects* effects)
@@ -212,7 +219,7 @@ class ModelShard {
   const Options options_;
   const bool sync_;
   const std::string group_name_;
-  const int num_workers_;
+  const int max_workers_;        // ranks there may be
   const int64_t max_staleness_;  // BOUNDED_STALENESS; negative: no bound
   std::shared_ptr<ShardStore> store_;
   std::unique_ptr<EmbeddingStore> embeddings_;
@@ -243,6 +250,7 @@ class ModelShard {
 
   Written written_ ABSL_GUARDED_BY(mu_);
   ShardCounters counters_ ABSL_GUARDED_BY(mu_);
+  PushTally pushes_ ABSL_GUARDED_BY(mu_);
 
   // Last, so that they end before what their tasks use.
   std::unique_ptr<Executor> executor_;     // the store's one writer

@@ -30,7 +30,7 @@ void ModelShard::PullRows(const PullRowsRequest& request, Done<Version> done) {
     version = TryPullRows(request);
     if (version.ok() && version->generation() == 0) {
       // As many as a worker keeps under way, and those of processes that have died meanwhile.
-      if (parked_rows_.size() >= 64 + 16 * static_cast<size_t>(num_workers_)) {
+      if (parked_rows_.size() >= 64 + 16 * static_cast<size_t>(max_workers_)) {
         version = absl::ResourceExhaustedError(
             absl::StrCat(Name(), ": ", parked_rows_.size(), " pulls of rows wait already"));
       } else {

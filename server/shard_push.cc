@@ -23,20 +23,27 @@ constexpr size_t kMaxAsyncReports = 4096;
 
 absl::StatusOr<std::shared_ptr<StagedPush>> ModelShard::BeginPush(const PushBegin& begin) {
   MutexLock lock(&mu_);
+  const bool known = begin.rank() >= 0 && begin.rank() < max_workers_;
+  const int32_t counted_as = known ? begin.rank() : -1;
+  pushes_.Begun(counted_as);
   const auto refuse = [&](const absl::Status& status) {
     mu_.AssertHeld();
     ++counters_.failures;
+    pushes_.Refused(counted_as);
     return status;
   };
-  CODISTILL_RETURN_IF_ERROR(CheckGeneration(begin.generation()));
+  if (const absl::Status status = CheckGeneration(begin.generation()); !status.ok()) {
+    pushes_.Refused(counted_as);
+    return status;
+  }
   if (begin.shard_map_digest() != options_.map_digest) {
     return refuse(absl::FailedPreconditionError(
         absl::StrCat("digest ", begin.shard_map_digest(), " of the shard map is not the group's, ",
                      options_.map_digest)));
   }
-  if (begin.rank() < 0 || begin.rank() >= num_workers_) {
+  if (!known) {
     return refuse(absl::InvalidArgumentError(
-        absl::StrCat("rank ", begin.rank(), " is none of the group's ", num_workers_, " workers")));
+        absl::StrCat("rank ", begin.rank(), " is none of the group's ", max_workers_, " workers")));
   }
   uint64_t& newest = newest_incarnation_[begin.rank()];
   if (begin.incarnation() < newest) {
@@ -57,9 +64,29 @@ absl::StatusOr<std::shared_ptr<StagedPush>> ModelShard::BeginPush(const PushBegi
   return push;
 }
 
+ModelShard::Done<PushReply> ModelShard::Counted(int32_t rank, Done<PushReply> done) {
+  return [this, rank, done = std::move(done)](absl::StatusOr<PushReply> reply) {
+    {
+      MutexLock lock(&mu_);
+      pushes_.Answered(rank, reply);
+    }
+    done(std::move(reply));
+  };
+}
+
+void ModelShard::DropPush(const StagedPush& push, bool refused) {
+  MutexLock lock(&mu_);
+  if (refused) {
+    pushes_.Refused(push.begin().rank());
+  } else {
+    pushes_.Lost(push.begin().rank());
+  }
+}
+
 void ModelShard::EndPush(std::shared_ptr<StagedPush> push, PushEnd end, Done<PushReply> done) {
   FaultPoint("shard.push.ended");
   const PushBegin& begin = push->begin();
+  done = Counted(begin.rank(), std::move(done));
   absl::Status status;
   // What no arithmetic on the push may meet.
   if (end.num_examples() < 0 || end.num_labels() < 0) {
@@ -130,16 +157,18 @@ void ModelShard::EndPush(std::shared_ptr<StagedPush> push, PushEnd end, Done<Pus
 
 PushReply ModelShard::DecidedAlready(const PushBegin& begin) const {
   PushReply reply;
-  reply.set_step(begin.step());
+  reply.set_step(step_);
   reply.set_outcome(DROPPED_LATE);
   reply.set_message(absl::StrCat("step ", begin.step(), " was decided without this push"));
   for (const Decision& decision : decisions_) {
     if (decision.step != begin.step()) continue;
     if (decision.applied.count(begin.rank()) > 0) {
+      reply.set_step(begin.step());
       reply.set_outcome(DUPLICATE);
       reply.set_message(
           absl::StrCat("rank ", begin.rank(), " is part of step ", begin.step(), " already"));
     } else if (decision.rejected.count(begin.rank()) > 0) {
+      reply.set_step(begin.step());
       reply.set_outcome(REJECTED);
       reply.set_message("an earlier push for this step was not finite");
     }

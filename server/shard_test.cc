@@ -275,7 +275,7 @@ TEST_F(ShardTest, AStepFromPushToPull) {
   // The push comes again because its answer was lost.
   EXPECT_EQ(Push(Begin(0, 1))->Wait()->outcome(), DUPLICATE);
   const auto passed = Pull([](PullRequest* r) { r->set_step(0); });
-  EXPECT_EQ(passed->Wait().status().code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(passed->Wait().status().code(), absl::StatusCode::kOutOfRange);
 }
 
 TEST_F(ShardTest, RejectedAndLatePushesAreAnsweredAsSuch) {
@@ -292,6 +292,56 @@ TEST_F(ShardTest, RejectedAndLatePushesAreAnsweredAsSuch) {
   const auto now = Pull([](PullRequest* r) { r->set_step(1); });
   ASSERT_TRUE(now->Wait().ok());
   EXPECT_EQ(FirstOf(now->value->get()), TestValue("w", 0));
+}
+
+TEST_F(ShardTest, EveryPushIsAccountedFor) {
+  Make();
+  ASSERT_TRUE(Restore(1).ok());
+  const auto counts = [&](int rank) {
+    for (const RankPushes& of : shard_->push_counts()) {
+      if (of.rank() == rank) return of.counts();
+    }
+    return PushCounts();
+  };
+  const auto applied = Push(Begin(0, 1));
+  const auto bad = Push(Begin(1, 1), /*finite=*/false);
+  EXPECT_EQ(counts(0).open(), 1);
+  ASSERT_TRUE(Commit(1, {Of(0)}, {1}).ok());
+  EXPECT_EQ(applied->Wait()->step(), 1);
+  EXPECT_EQ(bad->Wait()->step(), 1);
+  ASSERT_TRUE(Commit(2, {}).ok());
+  EXPECT_EQ(Push(Begin(0, 1))->Wait()->outcome(), DUPLICATE);
+  const auto late = Push(Begin(0, 2));
+  EXPECT_EQ(late->Wait()->outcome(), DROPPED_LATE);
+  const auto later = Push(Begin(1, 2));
+  EXPECT_EQ(later->Wait()->step(), 2);
+  ASSERT_TRUE(Commit(3, {}).ok());
+  EXPECT_EQ(Push(Begin(1, 2))->Wait()->step(), 3);  // the newest decided: where to go on
+  EXPECT_FALSE(shard_->BeginPush(Begin(0, 9)).ok());
+  EXPECT_FALSE(shard_->BeginPush(Begin(7, 1)).ok());  // a rank the group does not have
+  EXPECT_FALSE(shard_->BeginPush(Begin(0, 4, 1, /*generation=*/9)).ok());
+  shard_->DropPush(**Stage(Begin(0, 4)), /*refused=*/false);
+  shard_->DropPush(**Stage(Begin(0, 4)), /*refused=*/true);
+  const auto waiting = Push(Begin(1, 4));
+
+  const PushCounts zero = counts(0), one = counts(1);
+  EXPECT_EQ(zero.begun(), 7);
+  EXPECT_EQ(zero.applied(), 1);
+  EXPECT_EQ(zero.duplicate(), 1);
+  EXPECT_EQ(zero.dropped_late(), 1);
+  EXPECT_EQ(zero.refused(), 3);
+  EXPECT_EQ(zero.lost(), 1);
+  EXPECT_EQ(zero.open(), 0);
+  EXPECT_EQ(one.begun(), 4);
+  EXPECT_EQ(one.rejected(), 1);
+  EXPECT_EQ(one.dropped_late(), 2);
+  EXPECT_EQ(one.open(), 1);
+  EXPECT_EQ(counts(-1).refused(), 1);
+  EXPECT_EQ(shard_->Probe().pushes_size(), 3);
+  ASSERT_TRUE(Restore(2).ok());  // answered ABORTED
+  EXPECT_EQ(waiting->Wait().status().code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(counts(1).open(), 0);
+  EXPECT_EQ(counts(1).refused(), 1);
 }
 
 TEST_F(ShardTest, NewerIncarnationsReplaceOlderOnes) {

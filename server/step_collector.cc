@@ -30,36 +30,38 @@ void StepCollector::ForgetOlder(int32_t rank_index, uint64_t incarnation) {
   rank = Rank();
 }
 
-std::vector<int32_t> StepCollector::Missing() const {
+std::vector<int32_t> StepCollector::Missing(const std::vector<int32_t>& members) const {
   std::vector<int32_t> missing;
-  for (size_t rank = 0; rank < ranks_.size(); ++rank) {
-    if (ranks_[rank].ends.size() < static_cast<size_t>(num_shards_)) {
-      missing.push_back(static_cast<int32_t>(rank));
-    }
+  for (const int32_t rank : members) {
+    if (!Whole(rank)) missing.push_back(rank);
   }
   return missing;
 }
 
-StepCollector::Decision StepCollector::Decide() const {
+StepCollector::Decision StepCollector::Decide(const std::vector<int32_t>& members) const {
   Decision decision;
-  for (size_t i = 0; i < ranks_.size(); ++i) {
+  for (const int32_t i : members) {
     const Rank& rank = ranks_[i];
+    if (!Whole(i)) {
+      decision.dropped.push_back(i);
+      continue;
+    }
     const auto bad = std::find_if(rank.ends.begin(), rank.ends.end(),
                                   [](const auto& end) { return !end.second.finite(); });
     if (bad != rank.ends.end()) {
-      decision.rejected.push_back(static_cast<int32_t>(i));
+      decision.rejected.push_back(i);
       decision.not_finite.push_back(bad->second.not_finite_tensor());
     } else {
       const PushEnd& end = rank.ends.begin()->second;  // the same on every shard
       Contributor contributor;
-      contributor.set_rank(static_cast<int32_t>(i));
+      contributor.set_rank(i);
       contributor.set_incarnation(rank.incarnation);
       contributor.set_num_examples(end.num_examples());
       decision.contributors.push_back(contributor);
       decision.statistics.Add(end);
     }
     if (!rank.worker_state.empty()) {
-      decision.worker_states[static_cast<int32_t>(i)] = rank.worker_state;
+      decision.worker_states[i] = rank.worker_state;
     }
   }
   return decision;

@@ -22,9 +22,12 @@ struct StepStatistics {
   void Add(const PushEnd& end);
 };
 
-// The ENDs of one SYNC step, from every (shard, rank), until all are in. Not thread-safe.
+// The ENDs of one SYNC step, from every (shard, rank), until it is decided. Only a push that is
+// whole, there on every shard, can become part of the step: so all shards take the same members'
+// pushes, whoever dies between two of them. Not thread-safe.
 class StepCollector {
  public:
+  // `num_workers`: ranks there may be; `num_shards`: what a push needs to be whole.
   StepCollector(int num_workers, int num_shards) : num_shards_(num_shards), ranks_(num_workers) {}
 
   // An END; the newest incarnation of a rank replaces what an older one sent, and a repeated END
@@ -33,19 +36,22 @@ class StepCollector {
   // A newer process has the rank: what older ones sent is forgotten.
   void ForgetOlder(int32_t rank, uint64_t incarnation);
 
-  bool Complete() const { return Missing().empty(); }
-  // Ranks some shard still waits for.
-  std::vector<int32_t> Missing() const;
+  bool Whole(int32_t rank) const {
+    return ranks_[rank].ends.size() == static_cast<size_t>(num_shards_);
+  }
+  // Of `members`, those some shard still waits for.
+  std::vector<int32_t> Missing(const std::vector<int32_t>& members) const;
 
   struct Decision {
     std::vector<Contributor> contributors;  // in rank order
     std::vector<int32_t> rejected;          // not finite on some shard
     std::vector<std::string> not_finite;    // tensors, by rejected rank
+    std::vector<int32_t> dropped;           // not whole
     StepStatistics statistics;              // of the contributors
     std::map<int32_t, std::string> worker_states;
   };
-  // What becomes of the step, given that it is complete.
-  Decision Decide() const;
+  // What becomes of the step if it is decided now. `members` in rank order.
+  Decision Decide(const std::vector<int32_t>& members) const;
 
  private:
   struct Rank {

@@ -35,7 +35,7 @@ class TransferService::PushHandler final : public BulkHandler {
     service_->push_bytes_.fetch_add(message.Length(), std::memory_order_relaxed);
     const absl::Status status = Take(&message);
     if (!status.ok()) {
-      push_.reset();
+      Drop(/*refused=*/true);
       call_->Finish(status);
     } else if (!ended_) {
       call_->Read();
@@ -43,12 +43,20 @@ class TransferService::PushHandler final : public BulkHandler {
   }
 
   void OnHalfClose() override {
-    if (!ended_) call_->Finish(Invalid("the push was closed before its END"));
+    if (ended_) return;
+    Drop(/*refused=*/false);
+    call_->Finish(Invalid("the push was closed before its END"));
   }
   void OnWritten() override {}
-  void OnDone(bool) override { push_.reset(); }  // what was staged without an END is forgotten
+  void OnDone(bool) override { Drop(/*refused=*/false); }
 
  private:
+  // What was staged without an END is forgotten.
+  void Drop(bool refused) {
+    if (push_ != nullptr) service_->shard_->DropPush(*push_, refused);
+    push_.reset();
+  }
+
   absl::Status Take(grpc::ByteBuffer* message) {
     TensorFrame frame;
     DecodedPayload payload;

@@ -57,6 +57,7 @@ void BatchPipeline::Restart(uint64_t generation, uint64_t incarnation) {
   incarnation_ = incarnation;
   next_step_ = 0;
   completed_ = 0;
+  skip_before_ = 0;
   assignments_.clear();
   ready_.clear();
   end_.reset();
@@ -77,6 +78,14 @@ void BatchPipeline::SetCompleted(int64_t step) {
 uint64_t BatchPipeline::end_example() const {
   MutexLock lock(&mu_);
   return end_example_;
+}
+
+void BatchPipeline::SkipTo(int64_t step) {
+  MutexLock lock(&mu_);
+  while (!assignments_.empty() && assignments_.front().step() < step) assignments_.pop_front();
+  while (!ready_.empty() && ready_.front()->assignment.step() < step) ready_.pop_front();
+  next_step_ = std::max(next_step_, step);
+  skip_before_ = std::max(skip_before_, step);
 }
 
 absl::StatusOr<std::unique_ptr<BatchPipeline::Step>> BatchPipeline::Next(absl::Time deadline) {
@@ -148,13 +157,14 @@ void BatchPipeline::FetchAssignments() {
     return;
   }
   for (Assignment& assignment : *reply->mutable_assignments()) {
+    if (assignment.step() < skip_before_) continue;  // skipped while it was asked for
     next_step_ = assignment.step() + 1;
     end_example_ =
         std::max<uint64_t>(end_example_, assignment.first_example() +
                                              static_cast<uint64_t>(assignment.num_examples()));
     assignments_.push_back(std::move(assignment));
   }
-  if (assignments_.empty()) {
+  if (reply->finished() && assignments_.empty()) {
     end_ = absl::OutOfRangeError("the group has finished");
     in_session_ = false;
   }
@@ -181,7 +191,7 @@ void BatchPipeline::BuildBatch() {
     step->data_error = batch.status();
   }
   mu_.Lock();
-  if (session != session_ || stopping_) return;
+  if (session != session_ || stopping_ || assignment.step() < skip_before_) return;
   if (!step->data_error.ok()) {
     in_session_ = false;
   } else if (options_.teachers != nullptr && options_.announce && assignment.teacher_weight() > 0) {

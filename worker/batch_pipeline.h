@@ -64,6 +64,8 @@ class BatchPipeline {
   // Goes on with the session after an error of the leader's; nothing that is ready is lost.
   void Resume();
 
+  // Steps before `step` are not wanted any more. What is ready of later ones stays.
+  void SkipTo(int64_t step);
   // ASYNC: the session's steps up to this one are over; the leader is told with the next call.
   void SetCompleted(int64_t step);
   // One past the largest example of any assignment received, in whatever session.
@@ -103,7 +105,8 @@ class BatchPipeline {
   uint64_t session_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t generation_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t incarnation_ ABSL_GUARDED_BY(mu_) = 0;
-  int64_t next_step_ ABSL_GUARDED_BY(mu_) = 0;  // 0 = whatever the leader says
+  int64_t next_step_ ABSL_GUARDED_BY(mu_) = 0;    // 0 = whatever the leader says
+  int64_t skip_before_ ABSL_GUARDED_BY(mu_) = 0;  // steps before are not wanted
   int64_t completed_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t end_example_ ABSL_GUARDED_BY(mu_) = 0;
   std::deque<Assignment> assignments_ ABSL_GUARDED_BY(mu_);

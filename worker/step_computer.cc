@@ -91,6 +91,7 @@ StepComputer::Result StepComputer::Run(const Session& session, const BatchPipeli
   options_.progress->SetState("training", absl::StrCat("step ", assignment.step()));
   Model::States states = state->For(assignment.step(), step.batch.starts_epoch);
   absl::StatusOr<Model::Logits> logits = Forward(step, embedded.get(), &states);
+  if (options_.test_delay > absl::ZeroDuration()) absl::SleepFor(options_.test_delay);
   watch.Lap(WorkerProgress::kCompute);
   if (!logits.ok()) {
     result.local_error = logits.status();

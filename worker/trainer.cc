@@ -57,6 +57,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Options options) {
   computer.teachers = o.teachers;
   computer.progress = o.progress;
   computer.next_rows = [t = trainer.get()] { return t->pipeline_->PeekRows(); };
+  computer.test_delay = o.test_step_delay;
   CODISTILL_ASSIGN_OR_RETURN(trainer->computer_, StepComputer::Create(std::move(computer)));
   BatchPipeline::Options pipeline;
   pipeline.leader = o.leader;
@@ -82,6 +83,10 @@ absl::Status Trainer::Run() {
     PeriodicTask::Options beat;
     beat.name = "heartbeat";
     beat.interval = options_.heartbeat_interval;
+    const TrainingConfig& training = options_.job.training();
+    if (training.membership() == TrainingConfig::ELASTIC) {
+      beat.interval = std::min(beat.interval, absl::Seconds(training.lease_s()) / 4);
+    }
     heartbeat_ = std::make_unique<PeriodicTask>(beat, [this] { Beat(); });
   }
   absl::Status status = Join(/*aborted=*/true);
@@ -156,14 +161,27 @@ absl::Status Trainer::Compute(const BatchPipeline::Step& step) {
     }
     if (result.transfer_error.ok()) {
       failures_in_row_ = 0;
-      LOG_IF(WARNING, result.push.outcome != APPLIED && result.push.outcome != DUPLICATE)
+      // With backup workers somebody is late at every step.
+      LOG_IF(WARNING, result.push.outcome != APPLIED && result.push.outcome != DUPLICATE &&
+                          !(sync_ && result.push.outcome == DROPPED_LATE))
           << "step " << step.assignment.step() << ": push " << PushOutcome_Name(result.push.outcome)
           << " " << result.push.message;
+      if (sync_ && result.push.outcome == DROPPED_LATE) {
+        // The others are ahead: what they have decided meanwhile need not be computed.
+        pipeline_->SkipTo(result.push.step + 1);
+      }
       if (!sync_ && result.push.outcome == DROPPED_LATE) {
         // The group has reached its last step, which in ASYNC may be anybody's: what is ready here
         // is not wanted any more, and the leader says so when asked.
         pipeline_->Restart(session_.generation, session_.incarnation);
       }
+      return absl::OkStatus();
+    }
+    if (result.pushing && sync_) progress_->PushLost();
+    if (absl::IsOutOfRange(result.transfer_error) && !result.pushing) {
+      // Its weights are gone because it was decided without us.
+      VLOG(1) << "step " << step.assignment.step() << " is skipped: " << result.transfer_error;
+      progress_->StepSkipped();
       return absl::OkStatus();
     }
     CODISTILL_RETURN_IF_ERROR(Recover(result.transfer_error));

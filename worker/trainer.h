@@ -40,6 +40,8 @@ namespace codistill {
 //                        rejoin_timeout_s without progress, Run fails with the last error, which
 //                        names the address; but a leader that answers that it is restoring is
 //                        waited for, however long its checkpoint takes.
+//   OUT_OF_RANGE         (weights) the step was decided without us: it is skipped, and the next one
+//                        taken.
 //   FAILED_PRECONDITION  a newer process has our rank: Run fails at once.
 //   anything else        Run fails with it.
 //
@@ -67,6 +69,7 @@ class Trainer {
     absl::Duration heartbeat_interval = absl::Seconds(1);
     // How long after Drain the step in hand may wait for others; then it is given up.
     absl::Duration drain_grace = absl::Seconds(10);
+    absl::Duration test_step_delay;  // added to the computation of every step
   };
 
   static absl::StatusOr<std::unique_ptr<Trainer>> Create(Options options);

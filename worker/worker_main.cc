@@ -44,6 +44,8 @@ ABSL_FLAG(bool, evaluate, false, "Be the job's evaluator instead of a worker.");
 ABSL_FLAG(std::string, evaluation_file, "",
           "Evaluator: where the results of the last cuts and the disagreement of the groups go, as "
           "JSON.");
+ABSL_FLAG(int, test_step_delay_ms, 0,
+          "For tests: every step takes so much longer, as on a machine that is slow.");
 
 namespace codistill {
 namespace {
@@ -136,7 +138,7 @@ absl::StatusOr<std::string> LeaderAddress(const JobConfig& job, int group) {
 std::string DeviceOf(const GroupConfig& group, int index) {
   if (!absl::GetFlag(FLAGS_device).empty()) return absl::GetFlag(FLAGS_device);
   if (group.devices_size() == 0) return "cpu";
-  return group.devices(group.devices_size() == 1 ? 0 : index);
+  return group.devices(index % group.devices_size());
 }
 
 absl::StatusOr<std::unique_ptr<Dataset>> Load(const JobConfig& job, bool training, int group) {
@@ -216,6 +218,7 @@ absl::Status Train(const JobConfig& job, int group, int index, Metrics* metrics,
   options.batches = &batches;
   options.teachers = teachers.get();
   options.progress = progress;
+  options.test_step_delay = absl::Milliseconds(absl::GetFlag(FLAGS_test_step_delay_ms));
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Trainer> trainer,
                              Trainer::Create(std::move(options)));
   work->SetStop([&trainer] { trainer->Drain(); });
@@ -227,10 +230,10 @@ absl::Status Train(const JobConfig& job, int group, int index, Metrics* metrics,
 absl::Status RunWorker(const JobConfig& job) {
   CODISTILL_ASSIGN_OR_RETURN(const int group, FindGroup(job, absl::GetFlag(FLAGS_group)));
   const int index = absl::GetFlag(FLAGS_index);
-  if (index < 0 || index >= job.groups(group).num_workers()) {
+  if (index < 0 || index >= MaxWorkers(job, group)) {
     return absl::InvalidArgumentError(absl::StrCat("--index: ", index, "; group ",
                                                    job.groups(group).name(), " has ",
-                                                   job.groups(group).num_workers(), " workers"));
+                                                   MaxWorkers(job, group), " workers at most"));
   }
   const std::unique_ptr<Metrics> metrics = Metrics::Create(
       {{"job", job.name()}, {"group", job.groups(group).name()}, {"index", absl::StrCat(index)}});

@@ -111,6 +111,9 @@ void WorkerProgress::StepDone(const StepReport& report) {
     if (applied) {
       c.set_steps(c.steps() + 1);
       c.set_examples(c.examples() + report.examples);
+      if (report.outcome == DUPLICATE) c.set_pushes_duplicate(c.pushes_duplicate() + 1);
+    } else if (report.outcome == PUSH_OUTCOME_INVALID) {
+      c.set_pushes_lost(c.pushes_lost() + 1);
     } else if (report.outcome == REJECTED) {
       c.set_pushes_rejected(c.pushes_rejected() + 1);
     } else if (report.outcome == TOO_STALE) {
@@ -158,6 +161,23 @@ double WorkerProgress::ExamplesPerSecond() const {
   // Up to now, not to the last point: the rate of a worker that waits falls.
   const double seconds = absl::ToDoubleSeconds(clock_->Now() - history_.front().first);
   return seconds > 0 ? (counters_.examples() - history_.front().second) / seconds : 0;
+}
+
+void WorkerProgress::PushLost() {
+  {
+    MutexLock lock(&mu_);
+    counters_.set_pushes_lost(counters_.pushes_lost() + 1);
+  }
+  if (metrics_ == nullptr) return;
+  metrics_
+      ->counter("codistill_worker_pushes_total", "Pushes, by what was decided about them.",
+                {{"outcome", OutcomeName(PUSH_OUTCOME_INVALID)}})
+      ->Add();
+}
+
+void WorkerProgress::StepSkipped() {
+  MutexLock lock(&mu_);
+  counters_.set_steps_skipped(counters_.steps_skipped() + 1);
 }
 
 WorkerCounters WorkerProgress::counters() const {

@@ -48,6 +48,10 @@ class WorkerProgress {
   void SetTeacherRequests(int64_t requests, int64_t failures);
   // The decision about a push has come.
   void StepDone(const StepReport& report);
+  // A push was begun, and no answer came.
+  void PushLost();
+  // A step was decided before it was begun here.
+  void StepSkipped();
 
   WorkerCounters counters() const;
   std::string state() const;

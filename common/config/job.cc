@@ -1,5 +1,6 @@
 #include "common/config/job.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <utility>
 
@@ -98,6 +99,12 @@ std::vector<int> TeachersOf(const JobConfig& job, int group) {
       break;
   }
   return teachers;
+}
+
+int MaxWorkers(const JobConfig& job, int group) {
+  const GroupConfig& config = job.groups(group);
+  if (job.training().membership() != TrainingConfig::ELASTIC) return config.num_workers();
+  return std::max(config.num_workers(), config.max_workers());
 }
 
 std::string RunId(const JobConfig& job) { return job.has_run_id() ? job.run_id() : job.name(); }

@@ -40,6 +40,9 @@ std::vector<int> TeachersOf(const JobConfig& job, int group);
 // `run_id`, or the job's name where it is not set.
 std::string RunId(const JobConfig& job);
 
+// How many ranks a group may have: num_workers, under ELASTIC membership max_workers.
+int MaxWorkers(const JobConfig& job, int group);
+
 // Paths of a group's files in model.archive_dir.
 std::string ArchivePath(const JobConfig& job, int group);     // GROUP.pt
 std::string WeightsPath(const JobConfig& job, int group);     // GROUP.safetensors

@@ -220,9 +220,7 @@ void CheckTraining(const JobConfig& job, Mistakes* mistakes) {
                                TrainingConfig::UpdateMode_Name(training.update_mode()),
                                "; it belongs to BOUNDED_STALENESS"));
   }
-  if (training.membership() == TrainingConfig::ELASTIC) {
-    mistakes->Add("training.membership", "not supported by this version (ELASTIC); use FIXED");
-  }
+  CheckMembership(job, mistakes);
   for (int i = 0; i < job.groups_size(); ++i) {
     // Ranges of examples go to whoever asks first, so a worker would meet other lanes every step.
     if (training.update_mode() != TrainingConfig::SYNC && job.model().states_size() > 0 &&

@@ -53,6 +53,7 @@ void CheckName(const std::string& path, const std::string& name, Mistakes* mista
 void CheckData(const JobConfig& job, Mistakes* mistakes);             // validate_data.cc
 void CheckModelInputs(const JobConfig& job, Mistakes* mistakes);      // against the data's batches
 void CheckEmbeddingTables(const JobConfig& job, Mistakes* mistakes);  // validate_embedding.cc
+void CheckMembership(const JobConfig& job, Mistakes* mistakes);       // validate_membership.cc
 void CheckOptimizer(const TrainingConfig& training, Mistakes* mistakes);  // validate_optimizer.cc
 
 // All mistakes of a job, in the order of its fields.

@@ -71,6 +71,10 @@ void Counters(const WorkerCounters& counters, std::string* html) {
   Row({"pushes dropped late", static_cast<double>(counters.pushes_dropped())}, html);
   Row({"pushes rejected", static_cast<double>(counters.pushes_rejected())}, html);
   Row({"pushes too stale", static_cast<double>(counters.pushes_too_stale())}, html);
+  Row({"pushes answered as duplicates", static_cast<double>(counters.pushes_duplicate())}, html);
+  Row({"pushes without an answer", static_cast<double>(counters.pushes_lost())}, html);
+  Row({"steps decided before they were begun", static_cast<double>(counters.steps_skipped())},
+      html);
   Row({"bytes pushed", static_cast<double>(counters.push_bytes())}, html);
   Row({"bytes pulled", static_cast<double>(counters.pull_bytes())}, html);
   Row({"teacher requests", static_cast<double>(counters.teacher_requests())}, html);
@@ -107,6 +111,29 @@ void Group(const DaemonStatus& status, std::string* html) {
   absl::StrAppend(html, "</table>\n");
 }
 
+// What became of every rank's pushes: one answer from every shard.
+void Pushes(const GetHistoryReply& history, std::string* html) {
+  if (history.pushes_size() == 0) return;
+  Heading("Answers to pushes, over all shards", html);
+  HeaderRow({"rank", "begun", "applied", "dropped late", "too stale", "rejected", "duplicate",
+             "refused", "lost", "open"},
+            html);
+  for (const RankPushes& rank : history.pushes()) {
+    const PushCounts& c = rank.counts();
+    Row({static_cast<double>(rank.rank()), static_cast<double>(c.begun()),
+         static_cast<double>(c.applied()), static_cast<double>(c.dropped_late()),
+         static_cast<double>(c.too_stale()), static_cast<double>(c.rejected()),
+         static_cast<double>(c.duplicate()), static_cast<double>(c.refused()),
+         static_cast<double>(c.lost()), static_cast<double>(c.open())},
+        html);
+  }
+  absl::StrAppend(html, "</table>\n");
+  const MembershipCounts& members = history.membership();
+  absl::StrAppend(html, "<p>Workers: ", members.members(), " take part; ", members.joined(),
+                  " joined, ", members.left(), " left, ", members.replaced(),
+                  " were replaced, the leases of ", members.leases_ended(), " ended.</p>\n");
+}
+
 void Members(const DaemonStatus& status, std::string* html) {
   Heading("Workers", html);
   HeaderRow({"rank", "state", "steps", "examples/s", "teacher steps", "skipped", "heartbeat",
@@ -122,6 +149,7 @@ void Members(const DaemonStatus& status, std::string* html) {
         html);
   }
   absl::StrAppend(html, "</table>\n");
+  Pushes(status.history(), html);
 }
 
 void History(const GetHistoryReply& history, std::string* html) {

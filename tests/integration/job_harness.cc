@@ -139,6 +139,7 @@ absl::Status JobHarness::Start() {
   options.binaries = binaries_;
   options.restart = restart_;
   options.flags = flags_;
+  options.flags_of = flags_of_;
   options.max_restarts = max_restarts_;
   options.ready_timeout = kPatience;
   fleet_ = std::make_unique<Fleet>(std::move(options));

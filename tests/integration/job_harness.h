@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -58,6 +59,10 @@ class JobHarness {
   // Further flags of every daemon, and how often one may be started again.
   void set_flags(std::vector<std::string> flags) { flags_ = std::move(flags); }
   void set_max_restarts(int restarts) { max_restarts_ = restarts; }
+  // Further flags of one daemon.
+  void AddFlags(const std::string& name, std::vector<std::string> flags) {
+    flags_of_[name] = std::move(flags);
+  }
 
   // Exports, validates, starts. OK once every daemon is ready.
   absl::Status Start();
@@ -102,6 +107,7 @@ class JobHarness {
   std::string data_dir_;
   std::vector<std::string> flags_;
   int max_restarts_ = 20;
+  std::map<std::string, std::vector<std::string>> flags_of_;
   std::unique_ptr<Fleet> fleet_;
 };
 
