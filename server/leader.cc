@@ -291,9 +291,14 @@ void GroupLeader::FillStatus(DaemonStatus* status) const {
                       " steps of its own (max_staleness ", max_staleness_, ")");
     }
   }
+  if (counters_.rejected > 0) {
+    absl::StrAppend(&detail, "; ", counters_.rejected, " pushes rejected, the last in ",
+                    last_rejected_);
+  }
   status->set_detail(detail);
   FillState(false, status->mutable_group_state());
   membership_.FillStatus(now, num_workers_, status);
+  for (const ShardState& shard : shards_) *status->add_shards() = shard.load;
   FillHistory(status->mutable_history());
   for (MemberStatus& member : *status->mutable_members()) {
     for (const RankPushes& rank : status->history().pushes()) {

@@ -143,6 +143,7 @@ class GroupLeader {
     int64_t step = 0;          // ASYNC: its own count
     uint64_t incarnation = 0;  // RestoreRequest.shard_incarnation
     bool keep = false;         // ASYNC: it has outlived the leader before
+    ShardLoad load;            // as it last told
   };
   struct ParkedAssignments {
     GetAssignmentsRequest request;
@@ -158,6 +159,8 @@ class GroupLeader {
     std::vector<bool> sent;
     std::vector<int64_t> shard_steps;
     absl::Time retry = absl::InfinitePast();
+    bool preparing = false;  // the shards are asked for norms first
+    std::vector<PrepareReply> prepared;
   };
   struct CheckpointInFlight {
     int64_t number = 0;  // answers to an earlier one, which failed on another shard, are ignored
@@ -266,6 +269,13 @@ class GroupLeader {
   void TryDecideSync() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void TryDecideAsync() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void StartCommit(std::unique_ptr<CommitInFlight> commit) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // A push is refused for the named tensor: counted, logged, and told in the status.
+  void NoteRejected(int64_t step, int32_t rank, const std::string& tensor)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool NeedsPrepare(const CommitInFlight& commit) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void SendPrepare() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void OnPrepareReply(uint64_t epoch, int shard, const absl::StatusOr<PrepareReply>& reply)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void SendCommit() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void OnCommitReply(uint64_t epoch, int shard, const absl::StatusOr<CommitReply>& reply)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -396,6 +406,7 @@ class GroupLeader {
   int64_t examples_ ABSL_GUARDED_BY(mu_) = 0;
   std::map<int64_t, StepCollector> collectors_ ABSL_GUARDED_BY(mu_);
   std::unique_ptr<CommitInFlight> commit_ ABSL_GUARDED_BY(mu_);
+  std::string last_rejected_ ABSL_GUARDED_BY(mu_);  // for people; empty if none was
 
   std::unique_ptr<CheckpointInFlight> checkpoint_ ABSL_GUARDED_BY(mu_);
   int64_t checkpointed_step_ ABSL_GUARDED_BY(mu_) = -1;

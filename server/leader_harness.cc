@@ -47,6 +47,15 @@ void PuppetShard::Restore(const RestoreRequest& request, absl::Duration, Done<Re
   done(reply);
 }
 
+void PuppetShard::Prepare(const PrepareRequest& request, absl::Duration, Done<PrepareReply> done) {
+  prepares.push_back(request);
+  if (hold_prepares) {
+    held.push_back([this, done] { done(prepared); });
+    return;
+  }
+  done(prepared);
+}
+
 void PuppetShard::Commit(const CommitRequest& request, absl::Duration, Done<CommitReply> done) {
   commits.push_back(request);
   if (hold_commits) {

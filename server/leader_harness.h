@@ -31,6 +31,8 @@ class PuppetShard final : public ShardLink {
 
   void Probe(const ProbeRequest&, absl::Duration, Done<ProbeReply> done) override;
   void Restore(const RestoreRequest& request, absl::Duration, Done<RestoreReply> done) override;
+  void Prepare(const PrepareRequest& request, absl::Duration timeout,
+               Done<PrepareReply> done) override;
   void Commit(const CommitRequest& request, absl::Duration, Done<CommitReply> done) override;
   // Writes a file without tensors.
   void WriteCheckpoint(const WriteCheckpointRequest& request, absl::Duration,
@@ -47,7 +49,10 @@ class PuppetShard final : public ShardLink {
   int64_t furthest_step = 0;  // own step of a rank
   int64_t step = 0;
   absl::Status restore_error, commit_error, write_error;
-  int restore_errors = 0;  // 0 = for ever
+  int restore_errors = 0;                                  // 0 = for ever
+  absl::StatusOr<PrepareReply> prepared = PrepareReply();  // the answer to every Prepare
+  std::vector<PrepareRequest> prepares;
+  bool hold_prepares = false;
   bool hold_commits = false, hold_writes = false;
   std::vector<RestoreRequest> restores;
   std::vector<CommitRequest> commits;

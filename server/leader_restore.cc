@@ -75,6 +75,7 @@ void GroupLeader::OnProbeReply(uint64_t epoch, int s, bool was_loaded,
   shard.reachable = true;
   shard.last_answer = now;
   pushes_.Update(s, reply->process_nonce(), reply->pushes());
+  shard.load = reply->load();
   if (epoch != epoch_) return;  // asked before the last change of course
 
   const bool another = reply->process_nonce() != shard.nonce;

@@ -75,10 +75,7 @@ void GroupLeader::OnEndAsync(const ReportEndRequest& request) {
     if (request.end().finite()) {
       statistics.Add(request.end());
     } else {
-      ++counters_.rejected;
-      LOG(WARNING) << "group " << GroupName() << ", step " << step_ << ": the push of worker "
-                   << request.rank() << " is rejected: the gradient of tensor "
-                   << request.end().not_finite_tensor() << " is not finite";
+      NoteRejected(step_, request.rank(), request.end().not_finite_tensor());
     }
     CountStep(step_, statistics);
     if (step_ >= stop_steps_) {
@@ -96,6 +93,13 @@ void GroupLeader::OnEndAsync(const ReportEndRequest& request) {
     async_final_ = true;
     async_cuts_.push_back({stop_steps_, true, HasDirectory()});
   }
+}
+
+void GroupLeader::NoteRejected(int64_t step, int32_t rank, const std::string& tensor) {
+  ++counters_.rejected;
+  last_rejected_ = absl::StrCat("step ", step, ": the push of worker ", rank,
+                                " is rejected: the gradient of tensor ", tensor, " is not finite");
+  LOG(WARNING) << "group " << GroupName() << ", " << last_rejected_;
 }
 
 void GroupLeader::CountStep(int64_t step, const StepStatistics& statistics) {
@@ -149,10 +153,7 @@ void GroupLeader::TryDecideSync() {
   for (size_t i = 0; i < commit->decision.rejected.size(); ++i) {
     const int32_t rank = commit->decision.rejected[i];
     request.add_rejected(rank);
-    ++counters_.rejected;
-    LOG(WARNING) << "group " << GroupName() << ", step " << step << ": the push of worker " << rank
-                 << " is rejected: the gradient of tensor " << commit->decision.not_finite[i]
-                 << " is not finite";
+    NoteRejected(step, rank, commit->decision.not_finite[i]);
   }
   for (const int32_t rank : commit->decision.dropped) request.add_dropped(rank);
   counters_.dropped += static_cast<int64_t>(commit->decision.dropped.size());
@@ -184,11 +185,14 @@ void GroupLeader::StartCommit(std::unique_ptr<CommitInFlight> commit) {
   commit->acknowledged.assign(num_shards_, false);
   commit->sent.assign(num_shards_, false);
   commit->shard_steps.assign(num_shards_, 0);
+  commit->prepared.resize(num_shards_);
+  commit->preparing = NeedsPrepare(*commit);
   commit_ = std::move(commit);
   SendCommit();
 }
 
 void GroupLeader::SendCommit() {
+  if (commit_->preparing) return SendPrepare();
   commit_->retry = absl::InfiniteFuture();
   for (int s = 0; s < num_shards_; ++s) {
     if (commit_->acknowledged[s] || commit_->sent[s]) continue;

@@ -143,6 +143,11 @@ TEST_F(LeaderTest, PushesThatAreNotFiniteAreRejected) {
   EXPECT_EQ(commit.contributors(0).rank(), 1);
   EXPECT_EQ(StepNow(), 1);
   EXPECT_EQ(leader_->counters().rejected, 1);
+  DaemonStatus status;
+  leader_->FillStatus(&status);
+  EXPECT_THAT(status.detail(),
+              HasSubstr("1 pushes rejected, the last in step 1: the push of worker "
+                        "0 is rejected: the gradient of tensor w is not finite"));
 }
 
 TEST_F(LeaderTest, UnreachableShardIsAskedAgainInTheSameGeneration) {

@@ -27,6 +27,12 @@ class GrpcShardLink final : public ShardLink {
         request, timeout, [this](auto... args) { stub_->async()->Restore(std::move(args)...); },
         std::move(done));
   }
+  void Prepare(const PrepareRequest& request, absl::Duration timeout,
+               Done<PrepareReply> done) override {
+    calls_.Call<PrepareRequest, PrepareReply>(
+        request, timeout, [this](auto... args) { stub_->async()->Prepare(std::move(args)...); },
+        std::move(done));
+  }
   void Commit(const CommitRequest& request, absl::Duration timeout,
               Done<CommitReply> done) override {
     calls_.Call<CommitRequest, CommitReply>(
@@ -55,6 +61,9 @@ class LocalShardLink final : public ShardLink {
   }
   void Restore(const RestoreRequest& request, absl::Duration, Done<RestoreReply> done) override {
     shard_->Restore(request, std::move(done));
+  }
+  void Prepare(const PrepareRequest& request, absl::Duration, Done<PrepareReply> done) override {
+    shard_->Prepare(request, std::move(done));
   }
   void Commit(const CommitRequest& request, absl::Duration, Done<CommitReply> done) override {
     shard_->Commit(request, std::move(done));

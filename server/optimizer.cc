@@ -1,6 +1,5 @@
 #include "server/optimizer.h"
 
-#include <algorithm>
 #include <cmath>
 #include <cstddef>
 
@@ -96,12 +95,6 @@ void Optimizer::Apply(const Step& step, absl::Span<const float> weights,
 double Optimizer::TrustRatio(double weight_norm, double gradient_norm, double weight_decay) const {
   if (!(weight_norm > 0) || !(gradient_norm > 0)) return 1;
   return config_.trust_coefficient() * weight_norm / (gradient_norm + weight_decay * weight_norm);
-}
-
-double Optimizer::ClipScale(double norm) const {
-  constexpr double kTorchEpsilon = 1e-6;
-  if (!NeedsGlobalNorm()) return 1;
-  return std::min(1.0, config_.clip_norm() / (norm + kTorchEpsilon));
 }
 
 void ScaleInto(float scale, absl::Span<const float> from, absl::Span<float> to) {

@@ -50,17 +50,12 @@ class Optimizer {
              absl::Span<const float* const> slots, float* new_weights,
              absl::Span<float* const> new_slots) const;
 
-  // Whether a step needs the norms of whole tensors, or of the whole gradient, before it is taken.
+  // Whether a step needs the norms of whole tensors before it is taken.
   bool NeedsTensorNorms() const { return config_.kind() == OptimizerConfig::LARS; }
-  bool NeedsGlobalNorm() const { return config_.clip_norm() > 0; }
 
   // LARS: trust_coefficient * |w| / (|g| + weight_decay * |w|), from the norms of one tensor; 1
   // where either is zero, as nothing can be told from it.
   double TrustRatio(double weight_norm, double gradient_norm, double weight_decay) const;
-
-  // Factor on a gradient of this Euclidean norm so that it has at most clip_norm, 1 without
-  // clipping: as torch.nn.utils.clip_grad_norm_ works it out.
-  double ClipScale(double norm) const;
 
  private:
   const OptimizerConfig config_;

@@ -1,13 +1,12 @@
 #include "server/optimizer.h"
 
-#include <algorithm>
 #include <cmath>
-#include <limits>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "gtest/gtest.h"
+#include "server/optimizer_reference.h"
 
 namespace codistill {
 namespace {
@@ -22,86 +21,6 @@ std::vector<float> Normal(std::mt19937* random) {
   std::vector<float> values(kElements);
   for (float& value : values) value = normal(*random);
   return values;
-}
-
-// One element in double precision, as the papers write it: nothing is rearranged or taken into a
-// factor. `largest` is the largest term that any sum of the last update had in it.
-struct Reference {
-  OptimizerConfig config;
-  double w = 0;
-  double slots[2] = {0, 0};
-  double largest_w = 0;
-  double largest_slots[2] = {0, 0};
-
-  void Apply(double gradient, const Optimizer::Step& step) {
-    const double lr = step.learning_rate, decay = step.weight_decay;
-    const double old = w;
-    const double scaled = step.gradient_scale * gradient;
-    const bool decoupled = config.kind() == OptimizerConfig::ADAMW;
-    const double g = decoupled ? scaled : scaled + decay * w;
-    const double largest_g =
-        std::max({std::abs(scaled), decoupled ? 0.0 : std::abs(decay * w), std::abs(g)});
-    double change = 0;
-    double largest_change = 0;  // as the largest terms of what it is made of make it
-    switch (config.kind()) {
-      case OptimizerConfig::SGD:
-        change = -lr * g;
-        largest_change = lr * largest_g;
-        break;
-      case OptimizerConfig::MOMENTUM:
-      case OptimizerConfig::NESTEROV: {
-        const double mu = config.momentum();
-        largest_slots[0] = std::max(std::abs(mu * slots[0]), largest_g);
-        slots[0] = mu * slots[0] + g;
-        const bool nesterov = config.kind() == OptimizerConfig::NESTEROV;
-        change = -lr * (nesterov ? g + mu * slots[0] : slots[0]);
-        largest_change = lr * std::max(largest_slots[0], largest_g);
-        break;
-      }
-      case OptimizerConfig::LARS: {
-        const double mu = config.momentum(), local = step.trust_ratio * lr;
-        largest_slots[0] = std::max(std::abs(mu * slots[0]), local * largest_g);
-        slots[0] = mu * slots[0] + local * g;
-        change = -slots[0];
-        largest_change = largest_slots[0];
-        break;
-      }
-      case OptimizerConfig::ADAGRAD:
-        largest_slots[0] = std::max(slots[0], largest_g * largest_g);
-        slots[0] += g * g;
-        change = -lr * g / (std::sqrt(slots[0]) + config.epsilon());
-        largest_change = lr * largest_g / (std::sqrt(slots[0]) + config.epsilon());
-        break;
-      case OptimizerConfig::ADAM:
-      case OptimizerConfig::ADAMW: {
-        const double b1 = config.beta1(), b2 = config.beta2();
-        const double t = static_cast<double>(step.step);
-        largest_slots[0] = std::max(std::abs(b1 * slots[0]), (1 - b1) * largest_g);
-        largest_slots[1] = std::max(b2 * slots[1], (1 - b2) * largest_g * largest_g);
-        slots[0] = b1 * slots[0] + (1 - b1) * g;
-        slots[1] = b2 * slots[1] + (1 - b2) * g * g;
-        const double denominator = std::sqrt(slots[1] / (1 - std::pow(b2, t))) + config.epsilon();
-        const double corrected = slots[0] / (1 - std::pow(b1, t));
-        if (decoupled) change -= lr * decay * w;
-        change -= lr * corrected / denominator;
-        largest_change = std::max(lr * largest_slots[0] / (1 - std::pow(b1, t)) / denominator,
-                                  decoupled ? std::abs(lr * decay * w) : 0.0);
-        break;
-      }
-      case OptimizerConfig::FTRL:
-        FAIL() << "no dense optimizer";
-    }
-    w += change;
-    largest_w = std::max({std::abs(old), largest_change, std::abs(w)});
-  }
-};
-
-// Units in the last place of a float as large as `scale` between the two.
-double Ulps(float actual, double expected, double scale) {
-  if (scale == 0) return actual == expected ? 0 : std::numeric_limits<double>::infinity();
-  const float base = static_cast<float>(std::abs(scale));
-  const double unit = static_cast<double>(std::nextafter(base, HUGE_VALF)) - base;
-  return std::abs(actual - expected) / unit;
 }
 
 // A range of weights with its slots.
@@ -142,7 +61,7 @@ class OptimizerTest : public testing::TestWithParam<Kind> {
 TEST_P(OptimizerTest, FollowsTheFormulaInDoublePrecision) {
   const Optimizer optimizer(config_);
   State state(optimizer, Normal(&random_));
-  std::vector<Reference> references(kElements);
+  std::vector<ReferenceElement> references(kElements);
   for (size_t i = 0; i < kElements; ++i) {
     references[i].config = config_;
     references[i].w = state.weights[i];
@@ -168,7 +87,7 @@ TEST_P(OptimizerTest, OneStepIsWithinEightUlpsOfTheLargestTerm) {
       gradient[i] *= std::pow(10.0f, static_cast<float>(i % 9) - 4);
       if (i % 31 == 0) gradient[i] = 0;
     }
-    std::vector<Reference> references(kElements);
+    std::vector<ReferenceElement> references(kElements);
     for (size_t i = 0; i < kElements; ++i) {
       references[i].config = config_;
       references[i].w = state.weights[i];
@@ -177,10 +96,11 @@ TEST_P(OptimizerTest, OneStepIsWithinEightUlpsOfTheLargestTerm) {
     }
     state.Apply(optimizer, StepAt(t), gradient);
     for (size_t i = 0; i < kElements; ++i) {
-      const Reference& r = references[i];
-      ASSERT_LE(Ulps(state.weights[i], r.w, r.largest_w), 8) << "step " << t << ", element " << i;
+      const ReferenceElement& r = references[i];
+      ASSERT_LE(UlpsApart(state.weights[i], r.w, r.largest_w), 8)
+          << "step " << t << ", element " << i;
       for (size_t s = 0; s < state.slots.size(); ++s) {
-        ASSERT_LE(Ulps(state.slots[s][i], r.slots[s], r.largest_slots[s]), 8)
+        ASSERT_LE(UlpsApart(state.slots[s][i], r.slots[s], r.largest_slots[s]), 8)
             << "slot " << s << ", step " << t << ", element " << i;
       }
     }
@@ -284,17 +204,6 @@ TEST(OptimizerTest, TrustRatioIsThatOfThePaper) {
   EXPECT_NEAR(optimizer.TrustRatio(3, 0.5, 0.1), 0.02 * 3 / (0.5 + 0.1 * 3), 1e-8);
   EXPECT_EQ(optimizer.TrustRatio(0, 0.5, 0.1), 1);  // a bias that starts from zero
   EXPECT_EQ(optimizer.TrustRatio(3, 0, 0.1), 1);
-}
-
-TEST(OptimizerTest, ClipScale) {
-  OptimizerConfig config;
-  EXPECT_FALSE(Optimizer(config).NeedsGlobalNorm());
-  EXPECT_EQ(Optimizer(config).ClipScale(1e30), 1);
-  config.set_clip_norm(2);
-  EXPECT_TRUE(Optimizer(config).NeedsGlobalNorm());
-  EXPECT_EQ(Optimizer(config).ClipScale(1.5), 1);
-  EXPECT_EQ(Optimizer(config).ClipScale(0), 1);
-  EXPECT_DOUBLE_EQ(Optimizer(config).ClipScale(8), 2 / (8 + 1e-6));
 }
 
 TEST(OptimizerTest, WeightedSum) {

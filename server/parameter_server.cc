@@ -12,6 +12,7 @@
 #include "absl/time/clock.h"
 #include "common/base/status.h"
 #include "common/config/job.h"
+#include "common/config/parameter_groups.h"
 #include "common/config/shard_map.h"
 #include "common/rpc/bulk_channel.h"
 #include "glog/logging.h"
@@ -79,7 +80,8 @@ absl::Status ParameterServer::Init() {
   }
   CODISTILL_ASSIGN_OR_RETURN(const TensorList tensors,
                              LoadTensorList(TensorListPath(job, options_.group)));
-  CODISTILL_ASSIGN_OR_RETURN(const ShardMap map, BuildShardMap(tensors, num_shards));
+  CODISTILL_ASSIGN_OR_RETURN(ShardMap map, BuildShardMap(tensors, num_shards));
+  CODISTILL_RETURN_IF_ERROR(MarkFrozen(job.training().optimizer(), &map));
   const uint64_t digest = ShardMapDigest(map);
 
   ModelShard::Options shard;
@@ -284,6 +286,7 @@ void ParameterServer::FillStatus(DaemonStatus* status) const {
   status->set_step(state.step);
   status->set_generation(state.generation);
   status->set_rate_unit("steps/s");
+  *status->add_shards() = shard_->load();
 }
 
 void ParameterServer::RegisterMetrics() {
@@ -299,6 +302,10 @@ void ParameterServer::RegisterMetrics() {
   ModelShard* const shard = shard_.get();
   mirror("codistill_server_steps_committed_total", "Updates of this shard.",
          [shard] { return static_cast<double>(shard->counters().commits); });
+  mirror("codistill_server_pushes_total", "Pushes that ended, whatever they were answered.",
+         [shard] { return static_cast<double>(shard->counters().pushes); });
+  mirror("codistill_server_pulls_total", "Pulls answered with weights.",
+         [shard] { return static_cast<double>(shard->counters().pulls); });
   mirror("codistill_server_push_bytes_total", "Bytes received in pushes.",
          [this] { return static_cast<double>(transfer_->push_bytes()); });
   mirror("codistill_server_pull_bytes_total", "Bytes sent in pulls.",

@@ -23,6 +23,17 @@ void Run(std::vector<std::function<void()>>* effects) {
   for (const std::function<void()>& effect : *effects) effect();
 }
 
+// In the order of a decision.
+std::vector<ShardStore::Contribution> ContributionsOf(
+    const std::vector<std::shared_ptr<StagedPush>>& pushes,
+    const google::protobuf::RepeatedPtrField<Contributor>& contributors) {
+  std::vector<ShardStore::Contribution> contributions;
+  for (size_t i = 0; i < pushes.size(); ++i) {
+    contributions.push_back({pushes[i].get(), contributors[static_cast<int>(i)].num_examples()});
+  }
+  return contributions;
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ModelShard>> ModelShard::Create(Options options) {
@@ -124,15 +135,31 @@ ShardCounters ModelShard::counters() const {
   return counters;
 }
 
+ShardLoad ModelShard::load() const {
+  const ShardCounters counters = this->counters();
+  ShardLoad load;
+  load.set_shard(options_.shard);
+  load.set_weight_bytes(store_->values_bytes());
+  load.set_slot_bytes(store_->slot_bytes());
+  load.set_pieces(static_cast<int64_t>(store_->layout().pieces().size()));
+  load.set_pulls(counters.pulls);
+  load.set_pull_bytes(counters.pull_bytes);
+  load.set_pushes(counters.pushes);
+  load.set_push_bytes(counters.push_bytes);
+  load.set_commits(counters.commits);
+  return load;
+}
+
 absl::Time ModelShard::last_leader_call() const {
   MutexLock lock(&mu_);
   return last_leader_call_;
 }
 
 ProbeReply ModelShard::Probe() {
+  ProbeReply reply;
+  *reply.mutable_load() = load();
   MutexLock lock(&mu_);
   last_leader_call_ = options_.clock->Now();
-  ProbeReply reply;
   reply.set_shard(options_.shard);
   reply.set_process_nonce(options_.process_nonce);
   reply.set_generation(generation_);
@@ -295,6 +322,55 @@ void ModelShard::Commit(CommitRequest request, Done<CommitReply> done) {
   if (!status.ok()) (*shared)(Annotate(status, Name()));
 }
 
+absl::StatusOr<std::vector<std::shared_ptr<StagedPush>>> ModelShard::Staged(
+    int64_t step, const google::protobuf::RepeatedPtrField<Contributor>& contributors) const {
+  std::vector<std::shared_ptr<StagedPush>> pushes;
+  for (const Contributor& contributor : contributors) {
+    const auto it = waiting_.find({contributor.rank(), contributor.incarnation()});
+    if (it == waiting_.end() || it->second.push->begin().step() != step) {
+      return absl::FailedPreconditionError(
+          absl::StrCat(Name(), ": the push of rank ", contributor.rank(), ", incarnation ",
+                       contributor.incarnation(), ", for step ", step, " is not staged"));
+    }
+    pushes.push_back(it->second.push);
+  }
+  return pushes;
+}
+
+void ModelShard::Prepare(PrepareRequest request, Done<PrepareReply> done) {
+  {
+    MutexLock lock(&mu_);
+    last_leader_call_ = options_.clock->Now();
+  }
+  auto shared = std::make_shared<Done<PrepareReply>>(std::move(done));
+  const absl::Status status = executor_->Schedule(
+      [this, request = std::move(request), shared] { (*shared)(DoPrepare(request)); });
+  if (!status.ok()) (*shared)(Annotate(status, Name()));
+}
+
+absl::StatusOr<PrepareReply> ModelShard::DoPrepare(const PrepareRequest& request) {
+  std::vector<std::shared_ptr<StagedPush>> held;
+  {
+    MutexLock lock(&mu_);
+    if (generation_ == 0 || request.generation() != generation_) {
+      return absl::AbortedError(absl::StrCat(Name(), " is in generation ", generation_,
+                                             ", the question in ", request.generation()));
+    }
+    if (!sync_ || request.step() != step_ + 1) {
+      return absl::FailedPreconditionError(absl::StrCat(Name(), ": norms of step ", request.step(),
+                                                        " were asked for after step ", step_));
+    }
+    CODISTILL_ASSIGN_OR_RETURN(held, Staged(request.step(), request.contributors()));
+  }
+  PrepareReply reply;
+  reply.set_step(request.step());
+  for (TensorNorm& norm :
+       store_->Norms(ContributionsOf(held, request.contributors()), request.weights())) {
+    *reply.add_norms() = std::move(norm);
+  }
+  return reply;
+}
+
 absl::StatusOr<CommitReply> ModelShard::DoCommit(const CommitRequest& request) {
   return sync_ ? DoCommitSync(request) : DoCommitAsync(request);
 }
@@ -316,17 +392,15 @@ absl::StatusOr<CommitReply> ModelShard::DoCommitSync(const CommitRequest& reques
           absl::StrCat(Name(), ": step ", request.step(), " does not follow step ", step_));
     }
     if (!again) {
-      for (const Contributor& contributor : request.contributors()) {
-        const auto it = waiting_.find({contributor.rank(), contributor.incarnation()});
-        if (it == waiting_.end() || it->second.push->begin().step() != request.step()) {
-          return absl::FailedPreconditionError(absl::StrCat(
-              Name(), ": the push of rank ", contributor.rank(), ", incarnation ",
-              contributor.incarnation(), ", for step ", request.step(), " is not staged"));
-        }
-        held.push_back(it->second.push);
-        contributions.push_back({it->second.push.get(), contributor.num_examples()});
-      }
+      CODISTILL_ASSIGN_OR_RETURN(held, Staged(request.step(), request.contributors()));
+      contributions = ContributionsOf(held, request.contributors());
     }
+  }
+  if (!again && store_->optimizer().NeedsTensorNorms() && !contributions.empty() &&
+      request.norms().empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(Name(), ": the commit of step ", request.step(),
+                                                   " brings no norms, which ",
+                                                   store_->optimizer().KindName(), " needs"));
   }
   CommitReply reply;
   if (again) {
@@ -338,9 +412,12 @@ absl::StatusOr<CommitReply> ModelShard::DoCommitSync(const CommitRequest& reques
 
   FaultPoint("shard.commit.received");
   const absl::Time begin = options_.clock->Now();
-  store_->Apply(
-      {request.step(), request.learning_rate(), request.weight_decay(), request.clip_scale()},
-      contributions);
+  store_->Apply({request.step(),
+                 request.learning_rate(),
+                 request.weight_decay(),
+                 request.clip_scale(),
+                 {request.norms().begin(), request.norms().end()}},
+                contributions);
   ApplyRows(request.step(), request.learning_rate(), contributions);
   if (options_.on_commit) {
     options_.on_commit(absl::ToDoubleSeconds(options_.clock->Now() - begin));
@@ -543,6 +620,12 @@ absl::StatusOr<std::unique_ptr<PullSource>> ModelShard::TryPull(const PullReques
   const std::vector<uint32_t> tensors(request.tensors().begin(), request.tensors().end());
   const auto source = [&](std::shared_ptr<const Cut> cut, int64_t step) {
     mu_.AssertHeld();
+    ++counters_.pulls;
+    for (const ShardPiece& piece : store_->layout().pieces()) {
+      const bool wanted = tensors.empty() || std::find(tensors.begin(), tensors.end(),
+                                                       piece.piece.tensor()) != tensors.end();
+      if (wanted) counters_.pull_bytes += piece.bytes;
+    }
     Version version;
     version.set_generation(generation_);
     version.set_step(step);

@@ -54,6 +54,10 @@ struct ShardCounters {
   // ahead, and the most updates between a push's weights and the update it made.
   int64_t max_staleness = 0;
   int64_t max_update_lag = 0;
+  int64_t pulls = 0;        // answered with weights
+  uint64_t pull_bytes = 0;  // of those, payload
+  int64_t pushes = 0;       // ended, whatever they were answered
+  uint64_t push_bytes = 0;  // of those, payload
   uint64_t checkpoint_bytes = 0;
   int64_t staged_pushes = 0;  // now, complete and incomplete
   int64_t parked_calls = 0;   // now
@@ -94,6 +98,7 @@ class ModelShard {
 
   ProbeReply Probe();
   void Restore(RestoreRequest request, Done<RestoreReply> done);
+  void Prepare(PrepareRequest request, Done<PrepareReply> done);
   void Commit(CommitRequest request, Done<CommitReply> done);
   void WriteCheckpoint(WriteCheckpointRequest request, Done<WriteCheckpointReply> done);
   // When the leader last called, whatever it called.
@@ -137,6 +142,7 @@ class ModelShard {
   ShardCounters counters() const;
   // What became of pushes so far, by rank.
   std::vector<RankPushes> push_counts() const;
+  ShardLoad load() const;
   const ShardStore& store() const { return *store_; }
   EmbeddingStore* embeddings() { return embeddings_.get(); }
   const EmbeddingStore& embeddings() const { return *embeddings_; }
@@ -181,6 +187,12 @@ class ModelShard {
 
   absl::StatusOr<RestoreReply> DoRestore(const RestoreRequest& request);
   absl::Status Load(const RestoreRequest& request);
+  // The pushes of a decision, held for as long as the result lives. FAILED_PRECONDITION names one
+  // that is not staged.
+  absl::StatusOr<std::vector<std::shared_ptr<StagedPush>>> Staged(
+      int64_t step, const google::protobuf::RepeatedPtrField<Contributor>& contributors) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  absl::StatusOr<PrepareReply> DoPrepare(const PrepareRequest& request);
   absl::StatusOr<CommitReply> DoCommit(const CommitRequest& request);
   absl::StatusOr<CommitReply> DoCommitSync(const CommitRequest& request);
   absl::StatusOr<CommitReply> DoCommitAsync(const CommitRequest& request);

@@ -23,6 +23,8 @@ class ShardLink {
                      Done<ProbeReply> done) = 0;
   virtual void Restore(const RestoreRequest& request, absl::Duration timeout,
                        Done<RestoreReply> done) = 0;
+  virtual void Prepare(const PrepareRequest& request, absl::Duration timeout,
+                       Done<PrepareReply> done) = 0;
   virtual void Commit(const CommitRequest& request, absl::Duration timeout,
                       Done<CommitReply> done) = 0;
   virtual void WriteCheckpoint(const WriteCheckpointRequest& request, absl::Duration timeout,

@@ -1,6 +1,7 @@
 // Pushes: from the first frame to the answer.
 
 #include <algorithm>
+#include <cmath>
 #include <optional>
 #include <utility>
 
@@ -11,6 +12,7 @@
 #include "common/config/job.h"
 #include "common/config/schedule.h"
 #include "glog/logging.h"
+#include "server/gradient_norms.h"
 #include "server/shard.h"
 
 namespace codistill {
@@ -87,6 +89,11 @@ void ModelShard::EndPush(std::shared_ptr<StagedPush> push, PushEnd end, Done<Pus
   FaultPoint("shard.push.ended");
   const PushBegin& begin = push->begin();
   done = Counted(begin.rank(), std::move(done));
+  {
+    MutexLock lock(&mu_);
+    ++counters_.pushes;
+    counters_.push_bytes += push->payload_bytes();
+  }
   absl::Status status;
   // What no arithmetic on the push may meet.
   if (end.num_examples() < 0 || end.num_labels() < 0) {
@@ -96,6 +103,14 @@ void ModelShard::EndPush(std::shared_ptr<StagedPush> push, PushEnd end, Done<Pus
   } else if (end.finite()) {
     status = push->CheckComplete();
     if (status.ok() && push->rows() != nullptr) status = push->rows()->finite();
+    // Clipping by a norm that is none would make NaNs, or not clip at all.
+    if (status.ok() && !sync_ && options_.job.training().optimizer().clip_norm() > 0 &&
+        !(std::isfinite(end.total_squared_norm()) &&
+          end.total_squared_norm() >= end.squared_norm())) {
+      status = absl::InvalidArgumentError(absl::StrCat(
+          "END of rank ", begin.rank(), ": total_squared_norm ", end.total_squared_norm(),
+          " is not that of a push of which this shard alone has ", end.squared_norm()));
+    }
   }
   if (!status.ok()) {
     {
@@ -309,8 +324,13 @@ absl::StatusOr<PushReply> ModelShard::DecideAsync(const StagedPush& push, const 
   }
   // Only this thread changes step_, so `next` stays right.
   const absl::Time started = options_.clock->Now();
-  store_->Apply({next, LearningRateAt(options_.job, next), WeightDecayAt(options_.job, next), 1.0},
-                contributions);
+  store_->Apply(
+      {next,
+       LearningRateAt(options_.job, next),
+       WeightDecayAt(options_.job, next),
+       ClipScale(options_.job.training().optimizer(), std::sqrt(end.total_squared_norm())),
+       {}},
+      contributions);
   ApplyRows(next, LearningRateAt(options_.job, next), contributions);
   if (options_.on_commit) {
     options_.on_commit(absl::ToDoubleSeconds(options_.clock->Now() - started));

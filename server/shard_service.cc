@@ -41,6 +41,12 @@ grpc::ServerUnaryReactor* ShardService::Restore(grpc::CallbackServerContext* con
   return Run(&ModelShard::Restore, context, request, reply);
 }
 
+grpc::ServerUnaryReactor* ShardService::Prepare(grpc::CallbackServerContext* context,
+                                                const PrepareRequest* request,
+                                                PrepareReply* reply) {
+  return Run(&ModelShard::Prepare, context, request, reply);
+}
+
 grpc::ServerUnaryReactor* ShardService::Commit(grpc::CallbackServerContext* context,
                                                const CommitRequest* request, CommitReply* reply) {
   return Run(&ModelShard::Commit, context, request, reply);

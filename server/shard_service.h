@@ -20,6 +20,8 @@ class ShardService final : public Shard::CallbackService {
                                   ProbeReply* reply) override;
   grpc::ServerUnaryReactor* Restore(grpc::CallbackServerContext* context,
                                     const RestoreRequest* request, RestoreReply* reply) override;
+  grpc::ServerUnaryReactor* Prepare(grpc::CallbackServerContext* context,
+                                    const PrepareRequest* request, PrepareReply* reply) override;
   grpc::ServerUnaryReactor* Commit(grpc::CallbackServerContext* context,
                                    const CommitRequest* request, CommitReply* reply) override;
   grpc::ServerUnaryReactor* WriteCheckpoint(grpc::CallbackServerContext* context,

@@ -129,7 +129,7 @@ class ShardStore {
     double learning_rate = 0;
     double weight_decay = 0;
     double clip_scale = 1;
-    std::vector<TensorNorm> norms;  // LARS: of whole tensors
+    std::vector<TensorNorm> norms = {};  // LARS: of whole tensors
   };
   // Makes the next step: parameters that are trained by the optimizer from clip_scale *
   // sum(n_i g_i) / sum(n_i), summed in the order given, buffers by CombineBuffers. Without

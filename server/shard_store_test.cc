@@ -380,7 +380,9 @@ TEST_P(CheckpointOfStoreTest, ContinuesBitForBit) {
 
 INSTANTIATE_TEST_SUITE_P(Kinds, CheckpointOfStoreTest,
                          testing::Values(OptimizerConfig::SGD, OptimizerConfig::MOMENTUM,
-                                         OptimizerConfig::ADAM));
+                                         OptimizerConfig::ADAM, OptimizerConfig::NESTEROV,
+                                         OptimizerConfig::ADAGRAD, OptimizerConfig::ADAMW,
+                                         OptimizerConfig::LARS));
 
 TEST_F(ShardStoreTest, ShardsTogetherMakeTheWholeUpdate) {
   const auto whole = LoadedStore();

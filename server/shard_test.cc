@@ -344,6 +344,52 @@ TEST_F(ShardTest, EveryPushIsAccountedFor) {
   EXPECT_EQ(counts(1).refused(), 1);
 }
 
+TEST_F(ShardTest, NormsAreThoseOfTheAverageOfTheDecision) {
+  job_.mutable_training()->mutable_optimizer()->set_clip_norm(1);
+  Make();
+  ASSERT_TRUE(Restore(1).ok());
+  PrepareRequest request;
+  request.set_generation(1);
+  request.set_step(1);
+  *request.add_contributors() = Of(0);
+  const auto prepare = [&] {
+    Answer<PrepareReply> answer;
+    shard_->Prepare(request, answer.Catch());
+    return answer.Wait();
+  };
+  EXPECT_EQ(prepare().status().code(), absl::StatusCode::kFailedPrecondition);  // not staged
+  const auto first = Push(Begin(0, 1));
+  const auto second = Push(Begin(1, 1));
+  *request.add_contributors() = Of(1);
+  for (int repeat = 0; repeat < 2; ++repeat) {  // asked again, it says the same
+    const auto reply = prepare();
+    ASSERT_TRUE(reply.ok()) << reply.status();
+    ASSERT_EQ(reply->norms_size(), 2);
+    EXPECT_EQ(reply->norms(0).tensor(), 0u);
+    EXPECT_EQ(reply->norms(0).gradient_squared(), 4.0 * 160 * 128);
+    EXPECT_EQ(reply->norms(0).weight_squared(), 0);  // was not asked for
+    EXPECT_EQ(reply->norms(1).gradient_squared(), 4.0 * 128);
+  }
+  EXPECT_FALSE(first->come());
+  ASSERT_TRUE(Commit(1, {Of(0), Of(1)}).ok());
+  EXPECT_EQ(prepare().status().code(), absl::StatusCode::kFailedPrecondition);  // decided
+  request.set_generation(2);
+  EXPECT_EQ(prepare().status().code(), absl::StatusCode::kAborted);
+}
+
+TEST_F(ShardTest, LarsTakesNoStepWithoutNorms) {
+  job_.mutable_training()->mutable_optimizer()->set_kind(OptimizerConfig::LARS);
+  Make();
+  ASSERT_TRUE(Restore(1).ok());
+  const auto push = Push(Begin(0, 1));
+  const auto reply = Commit(1, {Of(0)});
+  EXPECT_EQ(reply.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(reply.status().message()), HasSubstr("brings no norms"));
+  EXPECT_FALSE(push->come());
+  shard_->Drain();
+  EXPECT_EQ(push->Wait().status().code(), absl::StatusCode::kUnavailable);
+}
+
 TEST_F(ShardTest, NewerIncarnationsReplaceOlderOnes) {
   Make();
   ASSERT_TRUE(Restore(1).ok());

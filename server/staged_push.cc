@@ -72,6 +72,7 @@ absl::StatusOr<void*> StagedPush::Place(const TensorChunk& chunk, size_t payload
     return wrong(absl::StrCat("elements [", chunk.begin(), ", ", chunk.begin() + chunk.count(),
                               ") overlap what has arrived already"));
   }
+  payload_bytes_ += payload_bytes;
   return buffer_->data() + piece.offset + static_cast<uint64_t>(first) * piece.element_size;
 }
 
@@ -96,7 +97,7 @@ absl::StatusOr<void*> StagedPush::PlaceWorkerState(const TensorChunk& chunk, siz
 absl::Status StagedPush::CheckComplete() const {
   for (size_t i = 0; i < arrived_.size(); ++i) {
     const ShardPiece& piece = layout_->pieces()[i];
-    if (piece.role != TensorSpec::PARAMETER && piece.role != TensorSpec::BUFFER) continue;
+    if (!piece.trained && piece.role != TensorSpec::BUFFER) continue;
     const int64_t missing = arrived_[i].FirstMissing(piece.piece.count());
     if (missing < piece.piece.count()) {
       return absl::InvalidArgumentError(absl::StrCat(

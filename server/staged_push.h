@@ -58,6 +58,8 @@ class StagedPush {
   void ExpectRows(const RowLayout* layout) { rows_ = std::make_unique<StagedRows>(layout); }
   StagedRows* rows() { return rows_.get(); }
   const StagedRows* rows() const { return rows_.get(); }
+  // Of tensors, as far as placed.
+  uint64_t payload_bytes() const { return payload_bytes_; }
 
   const uint8_t* data() const { return buffer_->data(); }
   const std::string& worker_state() const { return worker_state_; }
@@ -73,6 +75,7 @@ class StagedPush {
   const PushBegin begin_;
   const std::shared_ptr<AlignedBuffer> buffer_;
   std::vector<ArrivedRanges> arrived_;  // by piece, relative to its begin
+  uint64_t payload_bytes_ = 0;
   std::string worker_state_;
   std::unique_ptr<StagedRows> rows_;
   std::atomic<bool> superseded_{false};

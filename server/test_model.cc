@@ -104,4 +104,26 @@ std::string SafetensorsBytes(
   return File(absl::StrCat("{", absl::StrJoin(entries, ","), "}"), data);
 }
 
+std::string SafetensorsBytes(const TensorList& tensors,
+                             const std::function<float(int tensor, int64_t i)>& value) {
+  std::vector<std::string> entries;
+  std::string data;
+  for (int t = 0; t < tensors.tensors_size(); ++t) {
+    const TensorSpec& spec = tensors.tensors(t);
+    if (spec.role() == TensorSpec::TIED) continue;
+    const size_t begin = data.size();
+    int64_t elements = 1;
+    for (const int64_t dimension : spec.shape()) elements *= dimension;
+    data.resize(begin + elements * sizeof(float));
+    for (int64_t i = 0; i < elements; ++i) {
+      const float element = value(t, i);
+      std::memcpy(&data[begin + i * sizeof(float)], &element, sizeof(element));
+    }
+    entries.push_back(absl::StrCat("\"", spec.name(), "\":{\"dtype\":\"F32\",\"shape\":[",
+                                   absl::StrJoin(spec.shape(), ","), "],\"data_offsets\":[", begin,
+                                   ",", data.size(), "]}"));
+  }
+  return File(absl::StrCat("{", absl::StrJoin(entries, ","), "}"), data);
+}
+
 }  // namespace codistill

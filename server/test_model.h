@@ -1,7 +1,10 @@
 #ifndef CODISTILL_SERVER_TEST_MODEL_H_
 #define CODISTILL_SERVER_TEST_MODEL_H_
 
+#include <cstdint>
+#include <functional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "common/config/shard_map.h"
@@ -29,6 +32,10 @@ bool WriteTestModel(const std::string& directory);
 // Bytes of a safetensors file with the given FLOAT tensors.
 std::string SafetensorsBytes(
     const std::vector<std::pair<std::string, std::vector<float>>>& tensors);
+
+// The same of all tensors of a list with storage, all FLOAT, in their shapes.
+std::string SafetensorsBytes(const TensorList& tensors,
+                             const std::function<float(int tensor, int64_t i)>& value);
 
 }  // namespace codistill
 

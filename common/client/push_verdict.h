@@ -12,16 +12,18 @@
 
 namespace codistill {
 
-// Whether one push is finite, which every shard is told alike though each sees only its own frames:
+// Whether one push is finite, and its norm, which every shard is told alike though each sees only
+// its own frames:
 // the streams of a push meet here before their END. Thread-safe.
 class PushVerdict {
  public:
   explicit PushVerdict(int num_shards) : waited_for_(num_shards), shards_(num_shards) {}
 
   // A shard's frames have all been looked at. `not_finite_tensor`: the first of them that is not
-  // finite; empty: all are.
-  void Add(int shard, std::string not_finite_tensor) {
+  // finite; empty: all are. `squared_norm`: of their gradients.
+  void Add(int shard, std::string not_finite_tensor, double squared_norm) {
     MutexLock lock(&mu_);
+    shards_[shard].squared_norm = squared_norm;
     shards_[shard].not_finite_tensor = std::move(not_finite_tensor);
     Count(shard);
   }
@@ -45,10 +47,19 @@ class PushVerdict {
     return std::string();
   }
 
+  // Of the gradients of all shards, added in their order; once Await has returned.
+  double total_squared_norm() const {
+    MutexLock lock(&mu_);
+    double sum = 0;
+    for (const Shard& shard : shards_) sum += shard.squared_norm;
+    return sum;
+  }
+
  private:
   struct Shard {
     bool counted = false;
     std::string not_finite_tensor;
+    double squared_norm = 0;
   };
   void Count(int shard) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     if (!shards_[shard].counted) --waited_for_;
@@ -56,7 +67,7 @@ class PushVerdict {
   }
   bool AllIn() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return waited_for_ == 0; }
 
-  Mutex mu_;
+  mutable Mutex mu_;
   int waited_for_ ABSL_GUARDED_BY(mu_);
   std::vector<Shard> shards_ ABSL_GUARDED_BY(mu_);
 };

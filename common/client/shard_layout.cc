@@ -24,6 +24,14 @@ absl::StatusOr<ShardLayout> ShardLayout::Create(ShardMap map) {
     }
     layout.elements_.push_back(elements);
   }
+  layout.frozen_.resize(map.tensors_size(), false);
+  for (const uint32_t tensor : map.frozen()) {
+    if (tensor >= layout.frozen_.size()) {
+      return absl::InvalidArgumentError(absl::StrCat("shard map: freezes tensor ", tensor, " of ",
+                                                     layout.frozen_.size(), " tensors"));
+    }
+    layout.frozen_[tensor] = true;
+  }
 
   std::vector<int64_t> covered(map.tensors_size(), 0);
   for (const Piece& piece : map.pieces()) {

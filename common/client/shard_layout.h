@@ -24,6 +24,8 @@ class ShardLayout {
   int num_shards() const { return map_.num_shards(); }
   const TensorSpec& tensor(int index) const { return map_.tensors(index); }
   int64_t elements(int index) const { return elements_[index]; }
+  // Whether the job does not train this parameter: its gradient is not pushed.
+  bool frozen(int index) const { return frozen_[index]; }
 
   // Pieces by shard and by tensor, in map order.
   absl::Span<const Piece> of_shard(int shard) const { return by_shard_[shard]; }
@@ -37,6 +39,7 @@ class ShardLayout {
   ShardMap map_;
   uint64_t digest_ = 0;
   std::vector<int64_t> elements_;
+  std::vector<bool> frozen_;
   std::vector<std::vector<Piece>> by_shard_;
   std::vector<std::vector<Piece>> by_tensor_;
   // By shard: (tensor, first element) -> index in by_shard_.

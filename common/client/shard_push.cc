@@ -128,13 +128,14 @@ absl::Status ShardPush::Send(BulkStream* stream, const PushBegin& begin) {
     *header.mutable_end() = end_;
   }
   // A shard that applies pushes as they come must not take half of one that another refuses.
-  verdict_->Add(shard_, not_finite_tensor_);
+  verdict_->Add(shard_, not_finite_tensor_, squared_norm_);
   const absl::StatusOr<std::string> not_finite = verdict_->Await(deadline_);
   if (!not_finite.ok()) {
     stream->Cancel();
     return not_finite.status();
   }
   header.mutable_end()->set_squared_norm(squared_norm_);
+  header.mutable_end()->set_total_squared_norm(verdict_->total_squared_norm());
   header.mutable_end()->set_finite(not_finite->empty());
   header.mutable_end()->set_not_finite_tensor(*not_finite);
   Write(stream, header, {});

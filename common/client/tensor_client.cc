@@ -62,6 +62,7 @@ class PushStreamImpl final : public PushStream {
   }
 
   void AddGradient(int index, const float* data, std::shared_ptr<const void> owner) override {
+    if (shards_->layout.frozen(index)) return;
     Add(index, TensorChunk::GRADIENT, DT_FLOAT, data, std::move(owner));
   }
 

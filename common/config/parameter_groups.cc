@@ -71,4 +71,15 @@ absl::StatusOr<std::vector<ParameterPolicy>> ResolveParameterGroups(
   return policies;
 }
 
+absl::Status MarkFrozen(const OptimizerConfig& optimizer, ShardMap* map) {
+  CODISTILL_ASSIGN_OR_RETURN(const std::vector<ParameterPolicy> policies,
+                             ResolveParameterGroups(optimizer, map->tensors()));
+  map->clear_frozen();
+  for (size_t t = 0; t < policies.size(); ++t) {
+    const bool parameter = map->tensors(static_cast<int>(t)).role() == TensorSpec::PARAMETER;
+    if (parameter && !policies[t].trained) map->add_frozen(static_cast<uint32_t>(t));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace codistill

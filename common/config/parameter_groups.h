@@ -3,11 +3,13 @@
 
 #include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "google/protobuf/repeated_field.h"
 #include "proto/job.pb.h"
 #include "proto/model.pb.h"
+#include "proto/parameter_server.pb.h"
 
 namespace codistill {
 
@@ -25,6 +27,9 @@ struct ParameterPolicy {
 absl::StatusOr<std::vector<ParameterPolicy>> ResolveParameterGroups(
     const OptimizerConfig& optimizer,
     const google::protobuf::RepeatedPtrField<TensorSpec>& tensors);
+
+// Writes what is frozen into the map of a group, where workers read it.
+absl::Status MarkFrozen(const OptimizerConfig& optimizer, ShardMap* map);
 
 // Whether the whole of `name` is as `pattern` says, in which '*' stands for any characters, none
 // and dots included, and '?' for exactly one.

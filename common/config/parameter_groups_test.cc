@@ -88,6 +88,19 @@ TEST_F(ParameterGroupsTest, TheFirstMatchHolds) {
   EXPECT_EQ(policies[3].weight_decay_multiplier, 1);  // left out: by rank
 }
 
+TEST_F(ParameterGroupsTest, FrozenParametersAreInTheMap) {
+  ShardMap map;
+  *map.mutable_tensors() = tensors_.tensors();
+  ASSERT_TRUE(MarkFrozen(optimizer_, &map).ok());
+  EXPECT_EQ(map.frozen_size(), 0);
+  Group("*bias")->set_frozen(true);
+  ASSERT_TRUE(MarkFrozen(optimizer_, &map).ok());
+  ASSERT_TRUE(MarkFrozen(optimizer_, &map).ok());
+  EXPECT_THAT(map.frozen(), testing::ElementsAre(1));
+  Group("none");
+  EXPECT_FALSE(MarkFrozen(optimizer_, &map).ok());
+}
+
 TEST_F(ParameterGroupsTest, PatternsThatMatchNothingAreNamed) {
   Group("body.*");
   Group("heads.*");

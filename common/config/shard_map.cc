@@ -130,6 +130,15 @@ absl::StatusOr<ShardMap> BuildShardMap(const TensorList& tensors, int num_shards
   return map;
 }
 
+std::vector<uint64_t> BytesOfShards(const ShardMap& map) {
+  std::vector<uint64_t> bytes(map.num_shards(), 0);
+  for (const Piece& piece : map.pieces()) {
+    bytes[piece.shard()] += static_cast<uint64_t>(piece.count()) *
+                            ElementSize(map.tensors(static_cast<int>(piece.tensor())).dtype());
+  }
+  return bytes;
+}
+
 uint64_t ShardMapDigest(const ShardMap& map) {
   // Over the values in a fixed order, not over protobuf's bytes, which it does not promise to keep.
   uint64_t digest =

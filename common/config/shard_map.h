@@ -20,6 +20,9 @@ namespace codistill {
 inline constexpr int64_t kSplitElements = 16384;
 absl::StatusOr<ShardMap> BuildShardMap(const TensorList& tensors, int num_shards);
 
+// Bytes of tensors on each shard, by index.
+std::vector<uint64_t> BytesOfShards(const ShardMap& map);
+
 // 64 bits over the canonical bytes of the map; never 0.
 uint64_t ShardMapDigest(const ShardMap& map);
 
