@@ -9,8 +9,10 @@
 #include "absl/flags/reflection.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
+#include "absl/time/clock.h"
 #include "absl/types/optional.h"
 #include "common/config/job.h"
+#include "control/checkpoint_command.h"
 #include "control/daemon_client.h"
 #include "control/fleet_status.h"
 #include "control/json_output.h"
@@ -26,6 +28,11 @@ ABSL_FLAG(double, timeout, 0, "run: drain and fail after so many seconds (0 = ne
 ABSL_FLAG(bool, json, false, "print JSON instead of text");
 ABSL_FLAG(std::string, exporter, "", "run: path of models/export.py (default: found by itself)");
 ABSL_FLAG(std::string, python, "/usr/bin/python3", "run: interpreter that has torch");
+ABSL_FLAG(int64_t, step, 0,
+          "checkpoint verify, reshard, export: of this step (default: the newest)");
+ABSL_FLAG(int, shards, 0, "checkpoint reshard: new number of shards");
+ABSL_FLAG(std::string, archive, "",
+          "checkpoint export: TorchScript archive to take the model from (default: the run's own)");
 ABSL_FLAG(std::string, group, "", "drain, checkpoint, pause, resume, set: only this group");
 
 namespace codistill {
@@ -45,12 +52,19 @@ constexpr char kUsage[] =
                         finish the work in hand, write a checkpoint, end
   checkpoint TARGET [--group G] [--json]
                         write a checkpoint now
+  checkpoint list | verify TARGET [--group G] [--step N] [--json]
+                        what checkpoints there are; whether every byte of them is as it was written
+  checkpoint reshard TARGET --shards N --out DIR [--group G] [--step N] [--json]
+                        the same checkpoint as N shards would have written it
+  checkpoint export TARGET --out FILE.safetensors|FILE.pt [--group G] [--step N] [--archive A.pt]
+                        trained weights; as a TorchScript archive they load in PyTorch
   pause | resume TARGET [--group G]
                         hold back new steps; take up again
   set TARGET NAME VALUE [--group G]
                         change a setting of the running leaders: v, the verbosity of the log
 
-TARGET is the --out directory of a run, or a job file that gives the daemons' addresses.
+TARGET is the --out directory of a run, or a job file that gives the daemons' addresses. For checkpoint's
+verbs it is a directory: of a group's checkpoints, of several groups' directories, or of a run.
 Exit codes: 0 done, 1 failed, 2 bad usage or job file, 130 interrupted or drained before the end.
 )";
 
@@ -67,7 +81,8 @@ int Usage(const std::string& problem) {
 // A flag of this program (not of the libraries in it); null if there is none of that name.
 absl::CommandLineFlag* OwnFlag(const std::string& name) {
   static const std::set<std::string> kNames = {"out",  "resume",  "restart",  "data_dir", "steps",
-                                               "json", "timeout", "exporter", "python",   "group"};
+                                               "json", "timeout", "exporter", "python",   "group",
+                                               "step", "shards",  "archive"};
   return kNames.count(name) > 0 ? absl::FindCommandLineFlag(name) : nullptr;
 }
 
@@ -261,6 +276,31 @@ absl::Status ReadCommandLine(int argc, char** argv, CommandLine* line) {
   return absl::OkStatus();
 }
 
+bool IsCheckpointVerb(const std::string& word) {
+  return word == "list" || word == "verify" || word == "reshard" || word == "export";
+}
+
+int OnCheckpoints(const std::string& verb, const std::string& target) {
+  CheckpointCommandOptions options;
+  options.verb = verb;
+  options.target = target;
+  options.group = absl::GetFlag(FLAGS_group);
+  options.step = absl::GetFlag(FLAGS_step);
+  options.shards = absl::GetFlag(FLAGS_shards);
+  options.out = absl::GetFlag(FLAGS_out);
+  options.archive = absl::GetFlag(FLAGS_archive);
+  options.python = absl::GetFlag(FLAGS_python);
+  options.exporter = absl::GetFlag(FLAGS_exporter);
+  options.json = absl::GetFlag(FLAGS_json);
+  options.now = absl::Now();
+  std::string output;
+  bool damaged = false;
+  const absl::Status status = RunCheckpointCommand(options, &output, &damaged);
+  std::fputs(output.c_str(), stdout);
+  if (!status.ok()) return Fail(status, absl::IsInvalidArgument(status) ? 2 : 1);
+  return damaged ? 1 : 0;
+}
+
 int Main(int argc, char** argv) {
   CommandLine line;
   const absl::Status read = ReadCommandLine(argc, argv, &line);
@@ -273,6 +313,10 @@ int Main(int argc, char** argv) {
   const std::vector<std::string>& sets = line.sets;
   if (words.empty()) return Usage("no command");
   const std::string& command = words[0];
+  if (command == "checkpoint" && words.size() == 3 && IsCheckpointVerb(words[1])) {
+    if (!sets.empty()) return Usage("--set belongs to run and validate");
+    return OnCheckpoints(words[1], words[2]);
+  }
   const size_t wanted = command == "set" ? 4 : 2;
   const bool known = command == "run" || command == "validate" || command == "status" ||
                      command == "drain" || command == "checkpoint" || command == "pause" ||

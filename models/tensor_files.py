@@ -52,6 +52,17 @@ def _named_slots(module, kind, prefix=""):
             yield from _named_slots(child, kind, f"{prefix}{name}.")
 
 
+def named_tensors(scripted):
+    """Yields (name, tensor) of all parameters, then all buffers, second names included."""
+    yield from _named_slots(scripted, "parameter")
+    yield from _named_slots(scripted, "buffer")
+
+
+def dtype_name(dtype):
+    """What safetensors files call a torch.dtype."""
+    return _DTYPES[dtype][1]
+
+
 def tensor_specs(scripted):
     """The tensors of a scripted module: all parameters, then all buffers.
 

@@ -66,6 +66,7 @@ void GroupLeader::StartCheckpoint(const CommitInFlight& commit) {
   if (!sync_) FillAsync(history.mutable_async());
   membership_.Save(&manifest);
   manifest.set_history(history.SerializeAsString());
+  manifest.set_created_unix_ms(absl::ToUnixMillis(options_.clock->Now()));
   manifest.set_optimizer(OptimizerConfig::Kind_Name(job_.training().optimizer().kind()));
   checkpoint_ = std::move(checkpoint);
   SendCheckpoint();
@@ -131,7 +132,13 @@ void GroupLeader::OnCheckpointReply(uint64_t epoch, int64_t number, int shard,
   effects_.push_back([this, epoch, manifest = checkpoint_->manifest] {
     options_.run_io([this, epoch, manifest] {
       FaultPoint("leader.checkpoint.files");
-      const absl::Status status = directory_->Commit(manifest, job_.checkpoint().keep());
+      CheckpointCatalog::Retention retention;
+      retention.keep = job_.checkpoint().keep();
+      if (job_.checkpoint().max_age_s() > 0) {
+        retention.max_age = absl::Seconds(job_.checkpoint().max_age_s());
+      }
+      retention.now = options_.clock->Now();
+      const absl::Status status = directory_->Commit(manifest, retention);
       FaultPoint("leader.checkpoint.manifest");
       Enter([&] { OnManifestWritten(epoch, status); });
     });

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/checkpoint/manifest.h"
+#include "common/config/shard_map.h"
 #include "glog/logging.h"
 #include "server/leader.h"
 
@@ -202,13 +203,18 @@ absl::Status GroupLeader::CheckManifest(const CheckpointManifest& manifest) cons
   if (manifest.optimizer() != optimizer) {
     return differs("optimizer", manifest.optimizer(), optimizer);
   }
-  if (manifest.shard_map().num_shards() != num_shards_) {
-    return differs("number of shards", absl::StrCat(manifest.shard_map().num_shards()),
-                   absl::StrCat(num_shards_));
-  }
+  // The number of shards may be another: they find their parts in the files of the others.
   if (manifest.shard_map_digest() != options_.map_digest) {
-    return differs("model (digest of the shard map)", absl::StrCat(manifest.shard_map_digest()),
-                   absl::StrCat(options_.map_digest));
+    TensorList theirs, ours;
+    *theirs.mutable_tensors() = manifest.shard_map().tensors();
+    *ours.mutable_tensors() = options_.map.tensors();
+    const std::string difference = FirstDifference(ours, theirs);
+    if (!difference.empty()) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("checkpoint ", name, " is of another model: ", difference,
+                       " (here: the job, there: the checkpoint); use another checkpoint "
+                       "directory"));
+    }
   }
   if ((manifest.version().shard_steps_size() == 0) != sync_) {
     return differs("update mode", sync_ ? "ASYNC" : "SYNC", sync_ ? "SYNC" : "ASYNC");

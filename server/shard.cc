@@ -7,6 +7,7 @@
 #include "common/base/fault.h"
 #include "common/base/retry_after.h"
 #include "common/base/status.h"
+#include "common/checkpoint/checkpoint_tensors.h"
 #include "common/checkpoint/manifest.h"
 #include "common/checkpoint/shard_file.h"
 #include "common/config/job.h"
@@ -290,14 +291,19 @@ absl::Status ModelShard::Load(const RestoreRequest& request) {
     CODISTILL_ASSIGN_OR_RETURN(
         const CheckpointManifest manifest,
         ReadManifest(JoinPath(directory, request.manifest()), options_.file_system));
-    if (options_.shard >= manifest.files_size() ||
-        manifest.shard_map_digest() != options_.map_digest) {
-      return absl::FailedPreconditionError(
-          absl::StrCat(JoinPath(directory, request.manifest()), ": is of another shard map"));
+    if (manifest.shard_map_digest() != options_.map_digest) {
+      CODISTILL_ASSIGN_OR_RETURN(
+          const std::unique_ptr<CheckpointTensors> tensors,
+          CheckpointTensors::Open(directory, manifest, options_.file_system));
+      CODISTILL_RETURN_IF_ERROR(store_->LoadResharded(tensors.get()));
+    } else if (options_.shard >= manifest.files_size()) {
+      return absl::DataLossError(absl::StrCat(JoinPath(directory, request.manifest()),
+                                              ": names no file of shard ", options_.shard));
+    } else {
+      CODISTILL_RETURN_IF_ERROR(
+          store_->LoadCheckpoint(JoinPath(directory, manifest.files(options_.shard).name()),
+                                 manifest, options_.file_system));
     }
-    CODISTILL_RETURN_IF_ERROR(
-        store_->LoadCheckpoint(JoinPath(directory, manifest.files(options_.shard).name()), manifest,
-                               options_.file_system));
     label = manifest.version().step();
     CODISTILL_RETURN_IF_ERROR(
         embeddings_->checkpoint()->Load(store_->step(), directory, manifest, options_.shard,

@@ -16,6 +16,7 @@
 #include "common/base/clock.h"
 #include "common/base/file.h"
 #include "common/base/mutex.h"
+#include "common/checkpoint/checkpoint_tensors.h"
 #include "common/config/parameter_groups.h"
 #include "proto/checkpoint.pb.h"
 #include "proto/job.pb.h"
@@ -114,6 +115,9 @@ class ShardStore {
   // unspecified.
   absl::Status LoadCheckpoint(const std::string& path, const CheckpointManifest& manifest,
                               FileSystem* file_system);
+  // From a checkpoint of another shard map of the same tensors: another number of shards, or an
+  // older rule of placement. The shard's step is the group's. On error the values are unspecified.
+  absl::Status LoadResharded(CheckpointTensors* tensors);
 
   // ---------------------------------------------------------------------------------- training
 

@@ -142,6 +142,33 @@ absl::Status ShardStore::LoadCheckpoint(const std::string& path, const Checkpoin
   return absl::OkStatus();
 }
 
+absl::Status ShardStore::LoadResharded(CheckpointTensors* tensors) {
+  Clear();
+  const auto read = [&](const ShardPiece& piece, const std::string& slot, BlockArray* to) {
+    absl::Status status;
+    ForSegments(piece, 0, piece.piece.count(),
+                [&](size_t block, uint64_t offset, int64_t first, int64_t count) {
+                  if (!status.ok()) return;
+                  status = tensors->Read(static_cast<int>(piece.piece.tensor()), slot,
+                                         piece.piece.begin() + first, count,
+                                         (*to)[block].mutable_data() + offset);
+                });
+    return status;
+  };
+  for (const ShardPiece& piece : layout_.pieces()) {
+    CODISTILL_RETURN_IF_ERROR(read(piece, "", &values_));
+    if (piece.role != TensorSpec::PARAMETER) continue;
+    for (size_t s = 0; s < slots_.size(); ++s) {
+      CODISTILL_RETURN_IF_ERROR(read(piece, slot_names_[s], &slots_[s]));
+    }
+  }
+  ReserveCuts();
+  MutexLock lock(&mu_);
+  step_ = tensors->manifest().version().step();
+  updating_ = false;
+  return absl::OkStatus();
+}
+
 absl::StatusOr<CheckpointFile> ShardStore::WriteSnapshot(const Snapshot& snapshot,
                                                          const std::string& directory,
                                                          const std::string& name,

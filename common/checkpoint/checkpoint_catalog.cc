@@ -156,7 +156,8 @@ absl::StatusOr<CheckpointCatalog::Newest> CheckpointCatalog::FindNewest(
   return newest;
 }
 
-absl::Status CheckpointCatalog::Commit(const CheckpointManifest& manifest, int keep) {
+absl::Status CheckpointCatalog::Commit(const CheckpointManifest& manifest,
+                                       const Retention& retention) {
   CODISTILL_RETURN_IF_ERROR(CheckClaim());
   CODISTILL_RETURN_IF_ERROR(WriteManifest(path_, manifest, file_system_));
   absl::StatusOr<std::vector<Version>> versions = List();
@@ -164,22 +165,26 @@ absl::Status CheckpointCatalog::Commit(const CheckpointManifest& manifest, int k
   // Several checkpoints may need one file of embedding tables.
   std::set<std::string> needed;
   bool spare_tables = false;
-  for (size_t i = 0; i < versions->size() && i < static_cast<size_t>(std::max(keep, 1)); ++i) {
-    const absl::StatusOr<CheckpointManifest> kept =
-        ReadManifest(JoinPath(path_, ManifestName((*versions)[i])), file_system_);
-    if (!kept.ok()) {
-      spare_tables = true;
-      continue;
-    }
-    for (const CheckpointFile& file : FilesOf(*kept)) needed.insert(file.name());
-  }
-  for (size_t i = std::max(keep, 1); i < versions->size(); ++i) {
+  std::vector<std::pair<std::string, absl::StatusOr<CheckpointManifest>>> old;
+  for (size_t i = 0; i < versions->size(); ++i) {
     const std::string path = JoinPath(path_, ManifestName((*versions)[i]));
-    const absl::StatusOr<CheckpointManifest> old = ReadManifest(path, file_system_);
+    absl::StatusOr<CheckpointManifest> read = ReadManifest(path, file_system_);
+    const bool too_old =
+        i > 0 && read.ok() && read->created_unix_ms() > 0 &&
+        retention.now - absl::FromUnixMillis(read->created_unix_ms()) > retention.max_age;
+    if (too_old || i >= static_cast<size_t>(std::max(retention.keep, 1))) {
+      old.emplace_back(path, std::move(read));
+    } else if (!read.ok()) {
+      spare_tables = true;
+    } else {
+      for (const CheckpointFile& file : FilesOf(*read)) needed.insert(file.name());
+    }
+  }
+  for (const auto& [path, read] : old) {
     // The manifest goes first: what is left if this is interrupted are orphans, never a manifest
     // without its files.
-    if (!file_system_->RemoveFile(path).ok() || !old.ok()) continue;
-    for (const CheckpointFile& file : FilesOf(*old)) {
+    if (!file_system_->RemoveFile(path).ok() || !read.ok()) continue;
+    for (const CheckpointFile& file : FilesOf(*read)) {
       if (needed.count(file.name()) > 0 || (spare_tables && IsTableFile(file.name()))) continue;
       file_system_->RemoveFile(JoinPath(path_, file.name())).IgnoreError();
     }

@@ -8,6 +8,7 @@
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "common/base/file.h"
 #include "common/checkpoint/directory_claim.h"
 #include "proto/checkpoint.pb.h"
@@ -58,9 +59,17 @@ class CheckpointCatalog {
   // damaged: starting afresh is then for people to decide.
   absl::StatusOr<Newest> FindNewest(const std::vector<Version>& except = {});
 
-  // Makes a checkpoint of files that are all durable. Afterwards removes the oldest ones so that
-  // `keep` (at least 1) are left; what cannot be removed is left for the next time.
-  absl::Status Commit(const CheckpointManifest& manifest, int keep);
+  // Which checkpoints are kept: the newest one always; of the others the `keep` - 1 newest, unless
+  // they are older than `max_age` at `now`. Ones that do not say when they were written have no
+  // age.
+  struct Retention {
+    int keep = 1;
+    absl::Duration max_age = absl::InfiniteDuration();
+    absl::Time now = absl::InfinitePast();
+  };
+  // Makes a checkpoint of files that are all durable, and removes what `retention` does not keep;
+  // what cannot be removed is left for the next time.
+  absl::Status Commit(const CheckpointManifest& manifest, const Retention& retention);
 
   // Removes shard files and temporary files no manifest names. Returns how many. Only while no
   // shard is writing. Files of a manifest that cannot be read are spared.

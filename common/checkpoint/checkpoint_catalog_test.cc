@@ -16,7 +16,9 @@
 namespace codistill {
 namespace {
 
+using ::testing::Contains;
 using ::testing::HasSubstr;
+using ::testing::Not;
 using ::testing::UnorderedElementsAre;
 
 class CheckpointCatalogTest : public testing::Test {
@@ -37,6 +39,10 @@ class CheckpointCatalogTest : public testing::Test {
 
   // A whole checkpoint of one shard.
   void Save(uint64_t generation, int64_t step, int keep = 10) {
+    Save(generation, step, CheckpointCatalog::Retention{keep}, 0);
+  }
+  void Save(uint64_t generation, int64_t step, const CheckpointCatalog::Retention& retention,
+            int64_t created_unix_ms) {
     CheckpointShardHeader identity;
     identity.mutable_version()->set_generation(generation);
     identity.mutable_version()->set_step(step);
@@ -52,8 +58,9 @@ class CheckpointCatalogTest : public testing::Test {
     manifest.set_format_version(1);
     *manifest.mutable_version() = identity.version();
     manifest.mutable_shard_map()->set_num_shards(1);
+    manifest.set_created_unix_ms(created_unix_ms);
     *manifest.add_files() = *file;
-    const absl::Status status = directory_->Commit(manifest, keep);
+    const absl::Status status = directory_->Commit(manifest, retention);
     ASSERT_TRUE(status.ok()) << status;
   }
 
@@ -148,6 +155,23 @@ TEST_F(CheckpointCatalogTest, KeepsOnlySoMany) {
   for (int64_t step = 1; step <= 4; ++step) Save(1, step, /*keep=*/2);
   EXPECT_THAT(Names(), UnorderedElementsAre("CLAIM", "CLAIM-1", "MANIFEST-1-3", "MANIFEST-1-4",
                                             "shard-0-of-1-1-3-0", "shard-0-of-1-1-4-0"));
+}
+
+TEST_F(CheckpointCatalogTest, RemovesOldOnesButNeverTheNewest) {
+  CheckpointCatalog::Retention retention;
+  retention.keep = 10;
+  retention.max_age = absl::Seconds(100);
+  retention.now = absl::FromUnixSeconds(1000);
+  Save(1, 1, retention, 0);           // does not say when
+  Save(1, 2, retention, 850 * 1000);  // 150 s old: the newest, so it stays for now
+  EXPECT_THAT(Names(), Contains("MANIFEST-1-2"));
+  Save(1, 3, retention, 950 * 1000);
+  EXPECT_THAT(Names(), Not(Contains("MANIFEST-1-2")));
+  EXPECT_THAT(Names(), Not(Contains("shard-0-of-1-1-2-0")));
+  retention.now = absl::FromUnixSeconds(2000);
+  Save(1, 4, retention, 2000 * 1000);
+  EXPECT_THAT(Names(), UnorderedElementsAre("CLAIM", "MANIFEST-1-1", "MANIFEST-1-4",
+                                            "shard-0-of-1-1-1-0", "shard-0-of-1-1-4-0"));
 }
 
 TEST_F(CheckpointCatalogTest, SweepsWhatNoManifestNames) {

@@ -142,4 +142,48 @@ absl::Status SafetensorsReader::Read(const std::string& name, uint64_t offset, s
                   absl::StrCat("tensor ", name));
 }
 
+absl::Status WriteSafetensors(const std::string& path, const std::vector<SafetensorsItem>& items,
+                              const std::map<std::string, std::string>& metadata,
+                              FileSystem* file_system) {
+  nlohmann::ordered_json header;
+  if (!metadata.empty()) header["__metadata__"] = metadata;
+  uint64_t end = 0;
+  std::vector<uint64_t> sizes;
+  for (const SafetensorsItem& item : items) {
+    absl::string_view type;
+    for (const TypeName& known : kTypeNames) {
+      if (known.dtype == item.dtype) type = known.name;
+    }
+    if (type.empty() || header.contains(item.name)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": tensor ", item.name,
+                       type.empty() ? absl::StrCat(" is ", DataTypeName(item.dtype),
+                                                   ", which safetensors files cannot hold")
+                                    : " is there twice"));
+    }
+    sizes.push_back(static_cast<uint64_t>(ElementCount(item.shape)) * ElementSize(item.dtype));
+    header[item.name] = {{"dtype", std::string(type)},
+                         {"shape", item.shape},
+                         {"data_offsets", {end, end + sizes.back()}}};
+    end += sizes.back();
+  }
+  std::string text = header.dump();
+  text.resize((text.size() + 7) / 8 * 8, ' ');  // data begins aligned
+  std::string length;
+  for (uint64_t i = 0; i < kLengthBytes; ++i) {
+    length.push_back(static_cast<char>(text.size() >> (8 * i)));
+  }
+  CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<FileWriter> writer,
+                             FileWriter::Create(path, file_system));
+  CODISTILL_RETURN_IF_ERROR(writer->Append(length));
+  CODISTILL_RETURN_IF_ERROR(writer->Append(text));
+  std::string bytes;
+  for (size_t i = 0; i < items.size(); ++i) {
+    bytes.resize(sizes[i]);
+    CODISTILL_RETURN_IF_ERROR(Annotate(items[i].read(bytes.data()), items[i].name));
+    CODISTILL_RETURN_IF_ERROR(writer->Append(bytes));
+  }
+  return writer->SyncAndClose();
+}
+
 }  // namespace codistill

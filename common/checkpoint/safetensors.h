@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -47,6 +48,22 @@ class SafetensorsReader {
   std::unique_ptr<ReadableFile> file_;
   std::map<std::string, Entry> entries_;
 };
+
+// One tensor to be written, and where its bytes (row-major, little-endian) come from: `read` fills
+// all of them, once, when it is the tensor's turn.
+struct SafetensorsItem {
+  std::string name;
+  DataType dtype = DT_INVALID;
+  std::vector<int64_t> shape;
+  std::function<absl::Status(char* to)> read;
+};
+
+// Writes a file that every reader of the format takes, tensor by tensor in the order given; one
+// tensor at a time is in memory. Durable when this returns OK; on error there is no file.
+// INVALID_ARGUMENT names a tensor that is there twice or whose type the format lacks.
+absl::Status WriteSafetensors(const std::string& path, const std::vector<SafetensorsItem>& items,
+                              const std::map<std::string, std::string>& metadata,
+                              FileSystem* file_system = FileSystem::Real());
 
 }  // namespace codistill
 

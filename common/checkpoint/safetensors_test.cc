@@ -85,5 +85,40 @@ TEST(SafetensorsTest, RefusesWhatIsWrong) {
             absl::StatusCode::kNotFound);
 }
 
+TEST(SafetensorsTest, WhatIsWrittenIsRead) {
+  const std::string path = JoinPath(testing::TempDir(), "written.safetensors");
+  const auto fill = [](const std::string& bytes) {
+    return [bytes](char* to) {
+      std::memcpy(to, bytes.data(), bytes.size());
+      return absl::OkStatus();
+    };
+  };
+  const std::string w = Floats({1, 2, 3, 4, 5, 6});
+  std::vector<SafetensorsItem> items = {
+      {"w\"quoted", DT_FLOAT, {2, 3}, fill(w)},
+      {"n", DT_INT64, {}, fill(std::string(8, '\1'))},
+      {"empty", DT_FLOAT, {0, 4}, fill("")},
+  };
+  ASSERT_TRUE(WriteSafetensors(path, items, {{"format", "pt"}}).ok());
+  const auto reader = SafetensorsReader::Open(path);
+  ASSERT_TRUE(reader.ok()) << reader.status();
+  EXPECT_EQ((*reader)->entries().size(), 3u);
+  std::string read(w.size(), '\0');
+  ASSERT_TRUE((*reader)->Read("w\"quoted", 0, read.size(), read.data()).ok());
+  EXPECT_EQ(read, w);
+
+  items.push_back(items[0]);
+  const absl::Status twice = WriteSafetensors(path, items, {});
+  EXPECT_EQ(twice.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(twice.ToString(), HasSubstr("quoted is there twice"));
+  // What was there is still there.
+  EXPECT_TRUE(SafetensorsReader::Open(path).ok());
+
+  items = {{"w", DT_FLOAT, {1}, [](char*) { return absl::DataLossError("damaged"); }}};
+  const absl::Status damaged = WriteSafetensors(JoinPath(testing::TempDir(), "none"), items, {});
+  EXPECT_EQ(damaged.code(), absl::StatusCode::kDataLoss);
+  EXPECT_FALSE(FileSystem::Real()->Exists(JoinPath(testing::TempDir(), "none")));
+}
+
 }  // namespace
 }  // namespace codistill

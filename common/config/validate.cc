@@ -310,6 +310,7 @@ void CheckTheRest(const JobConfig& job, Mistakes* mistakes) {
   mistakes->AtLeast("evaluation.batch_size", job.evaluation().batch_size(), 1);
   mistakes->AtLeast("checkpoint.every_steps", job.checkpoint().every_steps(), 0);
   mistakes->AtLeast("checkpoint.keep", job.checkpoint().keep(), 1);
+  mistakes->NotNegative("checkpoint.max_age_s", job.checkpoint().max_age_s());
   mistakes->AtLeast("prediction.max_queue", job.prediction().max_queue(), 1);
   mistakes->Between("prediction.threads", job.prediction().threads(), 1, kMaxProcesses);
   mistakes->Required("stop.steps", job.stop().has_steps(), "the number of steps of each group");
