@@ -215,5 +215,30 @@ TEST_F(CheckpointTensorsTest, FilesThatLeaveElementsOutAreRefused) {
   EXPECT_EQ(tensors.status().code(), absl::StatusCode::kDataLoss) << tensors.status();
 }
 
+// Files of the first format, kept as they were written: whatever comes later must read them.
+TEST(OldFormatTest, Version1IsRead) {
+  const std::string directory = "common/checkpoint/testdata/format-1";
+  const auto manifest = ReadManifest(JoinPath(directory, "MANIFEST-3-70"));
+  ASSERT_TRUE(manifest.ok()) << manifest.status();
+  EXPECT_EQ(manifest->format_version(), 1u);
+  EXPECT_EQ(manifest->optimizer(), "MOMENTUM");
+  EXPECT_EQ(manifest->next_example(), 4242u);
+  EXPECT_EQ(manifest->created_unix_ms(), 0);
+  EXPECT_TRUE(VerifyCheckpoint(directory, *manifest).ok());
+  auto tensors = CheckpointTensors::Open(directory, *manifest);
+  ASSERT_TRUE(tensors.ok()) << tensors.status();
+  for (int t : {0, 1}) {
+    const int64_t count = t == 0 ? 24 : 4;
+    for (const std::string slot : {"", "momentum"}) {
+      std::vector<float> values(count);
+      ASSERT_TRUE((*tensors)->Read(t, slot, 0, count, values.data()).ok());
+      for (int64_t i = 0; i < count; ++i) EXPECT_EQ(values[i], Value(t, slot, i)) << t << slot;
+    }
+  }
+  int64_t count = 0;
+  ASSERT_TRUE((*tensors)->Read(2, "", 0, 1, &count).ok());
+  EXPECT_EQ(count, 77);
+}
+
 }  // namespace
 }  // namespace codistill
