@@ -44,7 +44,7 @@ absl::StatusOr<Weights> GoOnWith(int shards, bool reshard, const std::string& ch
   if (reshard) {
     const CommandResult result = Ctl(
         {"checkpoint", "reshard", checkpoints, "--shards", std::to_string(shards), "--out", here});
-    EXPECT_EQ(result.exit.code, 0) << result.err;
+    EXPECT_EQ(result.exit.exit_code, 0) << result.err;
   } else {
     CopyFiles(checkpoints, here);
   }
@@ -107,13 +107,14 @@ TEST_F(CheckpointTest, AreListedAndVerified) {
   EXPECT_GT(list[0]["created_unix_ms"].get<int64_t>(), 1600000000000);
 
   const CommandResult whole = Ctl({"checkpoint", "verify", *checkpoints_});
-  EXPECT_EQ(whole.exit.code, 0) << whole.err;
+  EXPECT_EQ(whole.exit.exit_code, 0) << whole.err;
   EXPECT_NE(whole.out.find("whole"), std::string::npos);
 
   const std::string copy = JoinPath(NewDirectory("damaged"), "alpha");
   CopyFiles(*checkpoints_, copy);
   std::string victim;
-  for (const std::string& name : FileSystem::Real()->ListDir(copy).value()) {
+  const std::vector<std::string> names = FileSystem::Real()->ListDir(copy).value();
+  for (const std::string& name : names) {
     if (name.find("shard-1-") == 0 && name.find("-40-") != std::string::npos) victim = name;
   }
   ASSERT_FALSE(victim.empty());
@@ -121,18 +122,18 @@ TEST_F(CheckpointTest, AreListedAndVerified) {
   bytes[bytes.size() / 2] ^= 1;
   ASSERT_TRUE(WriteFileAtomically(JoinPath(copy, victim), bytes).ok());
   const CommandResult damaged = Ctl({"checkpoint", "verify", copy});
-  EXPECT_EQ(damaged.exit.code, 1);
+  EXPECT_EQ(damaged.exit.exit_code, 1);
   EXPECT_NE(damaged.out.find("DAMAGED"), std::string::npos) << damaged.out;
   EXPECT_NE(damaged.out.find(victim), std::string::npos) << damaged.out;
   // The one before it is whole.
-  EXPECT_EQ(Ctl({"checkpoint", "verify", copy, "--step", "20"}).exit.code, 0);
+  EXPECT_EQ(Ctl({"checkpoint", "verify", copy, "--step", "20"}).exit.exit_code, 0);
 }
 
 TEST_F(CheckpointTest, AreExportedForOthers) {
   const std::string directory = NewDirectory("export");
   const std::string weights = JoinPath(directory, "w.safetensors");
   CommandResult result = Ctl({"checkpoint", "export", *checkpoints_, "--out", weights});
-  ASSERT_EQ(result.exit.code, 0) << result.err;
+  ASSERT_EQ(result.exit.exit_code, 0) << result.err;
   const auto read = ReadSafetensors(weights);
   ASSERT_TRUE(read.ok()) << read.status();
   for (const NamedTensor& tensor : at40_->tensors) {
@@ -145,7 +146,7 @@ TEST_F(CheckpointTest, AreExportedForOthers) {
 
   const std::string archive = JoinPath(directory, "trained.pt");
   result = Ctl({"checkpoint", "export", *checkpoints_, "--out", archive, "--archive", *archive_});
-  ASSERT_EQ(result.exit.code, 0) << result.err;
+  ASSERT_EQ(result.exit.exit_code, 0) << result.err;
   // PyTorch loads it and finds the very same values.
   const std::string script = WriteText("check.py", R"(
 import sys
@@ -164,13 +165,13 @@ assert model(torch.zeros(2, 32)).shape == (2, 8)
   setenv("PYTHONDONTWRITEBYTECODE", "1", 1);
   Command check({"/usr/bin/python3", script, RunfilesPath("."), archive, weights});
   const CommandResult checked = check.Wait();
-  EXPECT_EQ(checked.exit.code, 0) << checked.err;
+  EXPECT_EQ(checked.exit.exit_code, 0) << checked.err;
 
   result = Ctl({"checkpoint", "export", *checkpoints_, "--out", JoinPath(directory, "w.bin")});
-  EXPECT_EQ(result.exit.code, 2);
+  EXPECT_EQ(result.exit.exit_code, 2);
   EXPECT_NE(result.err.find(".safetensors"), std::string::npos) << result.err;
   result = Ctl({"checkpoint", "export", *checkpoints_, "--out", weights, "--step", "30"});
-  EXPECT_NE(result.exit.code, 0);
+  EXPECT_NE(result.exit.exit_code, 0);
   EXPECT_NE(result.err.find("there are: 40, 20"), std::string::npos) << result.err;
 }
 
