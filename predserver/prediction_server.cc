@@ -49,6 +49,7 @@ absl::Status Serve() {
   follow.job = job;
   follow.group = group;
   follow.threads = job.prediction().threads();
+  follow.transfer_dtype = job.prediction().transfer_dtype();
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<FollowedModel> followed,
                              FollowedModel::Create(std::move(follow)));
 

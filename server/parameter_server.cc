@@ -368,6 +368,21 @@ void ParameterServer::RegisterMetrics() {
   }
   show("codistill_server_weights_bytes", "Weights and buffers of this shard.",
        [shard] { return static_cast<double>(shard->store().values_bytes()); });
+  show("codistill_server_held_bytes",
+       "Weights and slots kept beside the live ones: cuts, snapshots and readers of old versions.",
+       [shard] { return static_cast<double>(shard->store().memory().held_bytes); });
+  show("codistill_server_block_pool_bytes", "Memory of all weights and slots, in use or free.",
+       [shard] { return static_cast<double>(shard->store().memory().allocated_bytes); });
+  show("codistill_server_held_cuts", "Cuts that followers can load.",
+       [shard] { return static_cast<double>(shard->store().memory().cuts); });
+  show("codistill_server_old_versions_read",
+       "Versions that are no longer held or no longer live, but still being read.", [shard] {
+         const ShardStore::Memory memory = shard->store().memory();
+         return static_cast<double>(memory.old_cuts + memory.live_reads);
+       });
+  mirror("codistill_server_reads_revoked_total",
+         "Versions taken from readers that were too slow, to bound memory.",
+         [shard] { return static_cast<double>(shard->store().memory().revoked); });
   if (leader_ != nullptr) {
     GroupLeader* const leader = leader_.get();
     show("codistill_leader_members", "Workers that take part.",

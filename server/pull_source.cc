@@ -4,12 +4,17 @@
 #include <utility>
 
 #include "common/base/status.h"
+#include "common/tensor/bfloat16.h"
 
 namespace codistill {
 
 PullSource::PullSource(std::shared_ptr<const ShardStore> store, std::shared_ptr<const Cut> cut,
-                       Version version, const std::vector<uint32_t>& tensors, int64_t chunk_bytes)
-    : store_(std::move(store)), cut_(std::move(cut)), version_(std::move(version)) {
+                       Version version, const std::vector<uint32_t>& tensors, int64_t chunk_bytes,
+                       DataType transfer_dtype)
+    : store_(std::move(store)),
+      cut_(std::move(cut)),
+      version_(std::move(version)),
+      transfer_dtype_(transfer_dtype) {
   const std::vector<ShardPiece>& pieces = store_->layout().pieces();
   const uint64_t block_bytes = store_->block_bytes();
   for (size_t i = 0; i < pieces.size(); ++i) {
@@ -54,6 +59,16 @@ absl::StatusOr<PullSource::Block> PullSource::Read(int64_t index) {
   block.chunk.set_content(TensorChunk::VALUE);
   block.bytes = static_cast<size_t>(range.count) * piece.element_size;
   block.data = owner->data() + range.offset;
+  if (transfer_dtype_ == DT_BFLOAT16 && piece.role == TensorSpec::PARAMETER &&
+      piece.dtype == DT_FLOAT) {
+    BlockRef narrow = store_->NewBlock();
+    ToBfloat16(static_cast<const float*>(block.data), static_cast<size_t>(range.count),
+               reinterpret_cast<uint16_t*>(narrow.mutable_data()));
+    *owner = std::move(narrow);
+    block.data = owner->data();
+    block.bytes /= 2;
+    block.chunk.set_dtype(DT_BFLOAT16);
+  }
   block.owner = std::move(owner);
   return block;
 }

@@ -12,7 +12,8 @@
 namespace codistill {
 
 // What one Pull sends, chunk by chunk in shard-map order: the memory of the version's own blocks,
-// kept alive and unchanged by `owner`. Nothing is copied. Used by one call.
+// kept alive and unchanged by `owner`. Nothing is copied, but for fp32 parameters that are to
+// travel as bfloat16: these are converted into blocks of the shard's pool. Used by one call.
 class PullSource {
  public:
   struct Block {
@@ -25,7 +26,8 @@ class PullSource {
   // Of `cut` only the tensors whose index is in `tensors`, all if that is empty, in chunks of at
   // most `chunk_bytes`.
   PullSource(std::shared_ptr<const ShardStore> store, std::shared_ptr<const Cut> cut,
-             Version version, const std::vector<uint32_t>& tensors, int64_t chunk_bytes);
+             Version version, const std::vector<uint32_t>& tensors, int64_t chunk_bytes,
+             DataType transfer_dtype = DT_FLOAT);
 
   const Version& version() const { return version_; }
   int64_t num_blocks() const { return static_cast<int64_t>(blocks_.size()); }
@@ -46,6 +48,7 @@ class PullSource {
   const std::shared_ptr<const ShardStore> store_;
   std::shared_ptr<const Cut> cut_;
   const Version version_;
+  const DataType transfer_dtype_;
   std::vector<Range> blocks_;
 };
 

@@ -20,6 +20,7 @@
 #include "common/rpc/bulk_stream.h"
 #include "common/rpc/channel.h"
 #include "common/rpc/frame.h"
+#include "common/tensor/bfloat16.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/parameter_server.h"
@@ -88,6 +89,26 @@ TEST_F(ServerTest, TwoWorkersTrainToTheEnd) {
   EXPECT_NEAR(model.At(4, 0), 12.5, 1e-6);
   EXPECT_EQ(model.tensors[5].As<int64_t>()[0], 101);
   EXPECT_EQ(model.At(3, 2), TestValue("fixed", 2));
+
+  // One that asks for bfloat16 gets the parameters rounded, and all else as it is.
+  WorkerModel rounded(map_);
+  const auto half =
+      Client(me, DT_BFLOAT16)
+          ->Pull(TensorClient::Source::kCut, me.generation(), 6, rounded.views, Soon());
+  ASSERT_TRUE(half.ok()) << half.status();
+  for (int64_t i = 0; i < 20480; ++i) {
+    ASSERT_EQ(rounded.At(0, i), FromBfloat16(ToBfloat16(model.At(0, i)))) << i;
+  }
+  EXPECT_EQ(rounded.At(4, 0), model.At(4, 0));
+  EXPECT_EQ(rounded.At(3, 2), model.At(3, 2));
+  EXPECT_EQ(rounded.tensors[5].As<int64_t>()[0], 101);
+  EXPECT_LT(half->bytes, pulled->bytes * 0.6);
+  const auto other =
+      Client(me, DT_HALF)
+          ->Pull(TensorClient::Source::kCut, me.generation(), 6, rounded.views, Soon());
+  EXPECT_EQ(other.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(other.status().message()), HasSubstr("transfer_dtype: DT_HALF"));
+
   const auto history = leader_->GetHistory(Soon());
   ASSERT_TRUE(history.ok());
   EXPECT_EQ(history->examples(), 24);

@@ -623,6 +623,12 @@ absl::StatusOr<std::unique_ptr<PullSource>> ModelShard::TryPull(const PullReques
                                                      options_.map.tensors_size()));
     }
   }
+  if (request.transfer_dtype() != DT_INVALID && request.transfer_dtype() != DT_FLOAT &&
+      request.transfer_dtype() != DT_BFLOAT16) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("transfer_dtype: ", DataType_Name(request.transfer_dtype()),
+                     " is not served; DT_FLOAT and DT_BFLOAT16 are"));
+  }
   const std::vector<uint32_t> tensors(request.tensors().begin(), request.tensors().end());
   const auto source = [&](std::shared_ptr<const Cut> cut, int64_t step) {
     mu_.AssertHeld();
@@ -639,7 +645,8 @@ absl::StatusOr<std::unique_ptr<PullSource>> ModelShard::TryPull(const PullReques
       version.add_shard_steps(cut->step());
       version.add_shard_incarnations(incarnation_);
     }
-    return std::make_unique<PullSource>(store_, std::move(cut), version, tensors, kMiB);
+    return std::make_unique<PullSource>(store_, std::move(cut), version, tensors, kMiB,
+                                        request.transfer_dtype());
   };
   std::shared_ptr<const Cut> live;
   switch (request.source_case()) {

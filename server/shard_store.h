@@ -213,6 +213,8 @@ class ShardStore {
   uint64_t values_bytes() const { return layout_.buffer_bytes(); }
   uint64_t slot_bytes() const { return layout_.buffer_bytes() * slots_.size(); }
   uint64_t block_bytes() const { return block_bytes_; }
+  // Memory for something on its way to a reader, of block_bytes(). Thread-safe.
+  BlockRef NewBlock() const { return blocks_.Get(); }
 
  private:
   // The part of a piece that lies in one block.
@@ -269,8 +271,8 @@ class ShardStore {
   const Optimizer optimizer_;
   const std::vector<std::string> slot_names_;
   const uint64_t block_bytes_;
-  mutable BufferPool pool_;  // of staged pushes
-  BlockPool blocks_;         // of values and slots
+  mutable BufferPool pool_;   // of staged pushes
+  mutable BlockPool blocks_;  // of values and slots, and of what is sent of them in another form
   std::vector<BlockLayout> block_layouts_;
 
   // Touched by the writer only while updating_, and by others only while not, under mu_.

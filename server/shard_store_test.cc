@@ -12,6 +12,7 @@
 #include "absl/time/clock.h"
 #include "common/base/fault_injecting_file_system.h"
 #include "common/base/simulated_clock.h"
+#include "common/tensor/bfloat16.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/pull_source.h"
@@ -115,7 +116,7 @@ class ShardStoreTest : public testing::Test {
   }
 
   static ShardStore::Update Step(int64_t step, double rate = 0.5, double decay = 0) {
-    return {step, rate, decay, 1.0};
+    return {step, rate, decay, 1.0, {}};
   }
 
   std::string directory_;
@@ -331,6 +332,29 @@ TEST_F(ShardStoreTest, PullSourceCoversEverythingInOrder) {
   EXPECT_EQ(next, (std::map<uint32_t, int64_t>{{0, 20480}, {1, 128}, {3, 3}, {4, 128}, {5, 1}}));
   PullSource some(Borrow(store), store->FindCut(0), Version(), {1, 5}, 1 << 20);
   EXPECT_EQ(some.num_blocks(), 2);
+}
+
+TEST_F(ShardStoreTest, ParametersTravelAsBfloat16OnRequest) {
+  const auto store = LoadedStore();
+  store->Publish(0);
+  PullSource source(Borrow(store), store->FindCut(0), Version(), {}, 1 << 20, DT_BFLOAT16);
+  for (int64_t i = 0; i < source.num_blocks(); ++i) {
+    const auto block = source.Read(i);
+    ASSERT_TRUE(block.ok());
+    const uint32_t tensor = block->chunk.tensor();
+    if (tensor > 1) {  // buffers and what is frozen
+      EXPECT_EQ(block->chunk.dtype(), map_.tensors(tensor).dtype());
+      continue;
+    }
+    EXPECT_EQ(block->chunk.dtype(), DT_BFLOAT16);
+    ASSERT_EQ(block->bytes, 2u * block->chunk.count());
+    const auto* const values = static_cast<const uint16_t*>(block->data);
+    for (int64_t e = 0; e < block->chunk.count(); ++e) {
+      ASSERT_EQ(values[e],
+                ToBfloat16(TestValue(tensor == 0 ? "w" : "b", block->chunk.begin() + e)));
+    }
+  }
+  EXPECT_EQ(store->memory().held_bytes, 0u);
 }
 
 class CheckpointOfStoreTest : public ShardStoreTest,

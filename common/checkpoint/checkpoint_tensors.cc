@@ -19,11 +19,25 @@ int64_t ElementsOf(const TensorSpec& spec) {
   return count;
 }
 
+absl::Status CopyFile(const std::string& from, const std::string& to, FileSystem* file_system) {
+  CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<ReadableFile> source,
+                             file_system->OpenForRead(from));
+  CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<FileWriter> target,
+                             FileWriter::Create(to, file_system));
+  std::string part;
+  for (uint64_t at = 0; at < source->size(); at += part.size()) {
+    part.resize(std::min<uint64_t>(source->size() - at, 4 << 20));
+    CODISTILL_RETURN_IF_ERROR(source->ReadAt(at, part.size(), part.data()));
+    CODISTILL_RETURN_IF_ERROR(target->Append(part));
+  }
+  return target->SyncAndClose();
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<CheckpointTensors>> CheckpointTensors::Open(
     const std::string& directory, CheckpointManifest manifest, FileSystem* file_system) {
-  std::unique_ptr<CheckpointTensors> tensors(new CheckpointTensors(std::move(manifest)));
+  std::unique_ptr<CheckpointTensors> tensors(new CheckpointTensors(directory, std::move(manifest)));
   for (int i = 0; i < tensors->manifest_.files_size(); ++i) {
     CODISTILL_ASSIGN_OR_RETURN(
         std::unique_ptr<ShardFileReader> reader,
@@ -201,6 +215,12 @@ absl::StatusOr<CheckpointManifest> ReshardCheckpoint(CheckpointTensors* from, in
         *manifest.add_files(),
         WriteShardFile(directory, ShardFileName(shard, num_shards, manifest.version(), 0), identity,
                        data, file_system));
+  }
+  for (const ShardTables& tables : manifest.tables()) {
+    for (const CheckpointFile& file : tables.files()) {
+      CODISTILL_RETURN_IF_ERROR(CopyFile(JoinPath(from->directory(), file.name()),
+                                         JoinPath(directory, file.name()), file_system));
+    }
   }
   CODISTILL_RETURN_IF_ERROR(WriteManifest(directory, manifest, file_system));
   return manifest;

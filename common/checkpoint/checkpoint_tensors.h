@@ -26,6 +26,7 @@ class CheckpointTensors {
       FileSystem* file_system = FileSystem::Real());
 
   const CheckpointManifest& manifest() const { return manifest_; }
+  const std::string& directory() const { return directory_; }
 
   // What there is of a tensor (index in the manifest's shard map): "" for the values first, then
   // its optimizer slots by name. Empty for a TIED tensor.
@@ -43,12 +44,14 @@ class CheckpointTensors {
     int entry = 0;
   };
 
-  explicit CheckpointTensors(CheckpointManifest manifest) : manifest_(std::move(manifest)) {}
+  CheckpointTensors(std::string directory, CheckpointManifest manifest)
+      : directory_(std::move(directory)), manifest_(std::move(manifest)) {}
   absl::Status AddFile(int index, std::unique_ptr<ShardFileReader> reader);
   absl::Status CheckWhole() const;
   absl::StatusOr<const char*> Entry(const Part& part);
   std::string TensorName(int tensor) const;
 
+  const std::string directory_;
   const CheckpointManifest manifest_;
   std::vector<std::unique_ptr<ShardFileReader>> files_;
   // By (tensor, slot), in order of begin.
@@ -58,8 +61,8 @@ class CheckpointTensors {
 };
 
 // Writes a checkpoint again as `num_shards` shards would have written it, into a directory that has
-// no checkpoint of that version. In ASYNC every shard goes on from the group's step. Returns the
-// new manifest. ALREADY_EXISTS if the version is there.
+// no checkpoint of that version. In ASYNC every shard goes on from the group's step. Files of
+// embedding tables are copied: any number of shards reads them. Returns the new manifest. ALREADY_EXISTS if the version is there.
 absl::StatusOr<CheckpointManifest> ReshardCheckpoint(CheckpointTensors* from, int num_shards,
                                                      const std::string& directory,
                                                      FileSystem* file_system = FileSystem::Real());

@@ -1,11 +1,13 @@
 #include "common/client/shard_pull.h"
 
+#include <algorithm>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/rpc/bulk_stream.h"
 #include "common/rpc/frame.h"
+#include "common/tensor/bfloat16.h"
 
 namespace codistill {
 namespace {
@@ -15,10 +17,12 @@ constexpr char kPullMethod[] = "/codistill.TensorTransfer/Pull";
 // What has come of one shard's stream.
 class PullReader {
  public:
-  PullReader(const ShardLayout& layout, int shard, absl::Span<const TensorView> tensors)
+  PullReader(const ShardLayout& layout, int shard, absl::Span<const TensorView> tensors,
+             DataType transfer_dtype)
       : layout_(layout),
         shard_(shard),
         tensors_(tensors),
+        transfer_dtype_(transfer_dtype),
         received_(layout.of_shard(shard).size(), 0) {}
 
   absl::Status Take(grpc::ByteBuffer* message) {
@@ -82,18 +86,30 @@ class PullReader {
           "chunk [", chunk.begin(), ", +", chunk.count(), ") of tensor ", spec.name(),
           "; it must begin at ", due, " and end within ", piece.begin() + piece.count()));
     }
-    const size_t size = ElementSize(spec.dtype());
-    if (chunk.dtype() != spec.dtype() || chunk.content() != TensorChunk::VALUE ||
+    // What was asked for in half the bytes is widened here.
+    const bool narrow = transfer_dtype_ == DT_BFLOAT16 && spec.dtype() == DT_FLOAT &&
+                        spec.role() == TensorSpec::PARAMETER;
+    const DataType dtype = narrow ? DT_BFLOAT16 : spec.dtype();
+    const size_t size = ElementSize(dtype);
+    if (chunk.dtype() != dtype || chunk.content() != TensorChunk::VALUE ||
         chunk.encoding() != TensorChunk::DENSE || payload.count() != 1 ||
         payload.size(0) - *at < chunk.count() * size) {
       return absl::DataLossError(absl::StrCat(
           "chunk of tensor ", spec.name(), " is ", DataTypeName(chunk.dtype()), " with ",
           payload.count() == 1 ? payload.size(0) - *at : 0, " bytes; it must be the values, ",
-          DataTypeName(spec.dtype()), " with ", chunk.count() * size, " bytes"));
+          DataTypeName(dtype), " with ", chunk.count() * size, " bytes"));
     }
-    const size_t bytes = chunk.count() * size;
-    payload.CopyRangeTo(0, *at, bytes,
-                        static_cast<char*>(tensors_[piece.tensor()].data) + chunk.begin() * size);
+    const size_t bytes = static_cast<size_t>(chunk.count()) * size;
+    if (narrow) {
+      // The bytes may have arrived in parts that end within a number.
+      narrow_.resize(std::max(narrow_.size(), static_cast<size_t>(chunk.count())));
+      payload.CopyRangeTo(0, *at, bytes, narrow_.data());
+      FromBfloat16(narrow_.data(), static_cast<size_t>(chunk.count()),
+                   static_cast<float*>(tensors_[piece.tensor()].data) + chunk.begin());
+    } else {
+      payload.CopyRangeTo(0, *at, bytes,
+                          static_cast<char*>(tensors_[piece.tensor()].data) + chunk.begin() * size);
+    }
     *at += bytes;
     payload_bytes_ += static_cast<int64_t>(bytes);
     received_[index] += chunk.count();
@@ -120,6 +136,8 @@ class PullReader {
   const ShardLayout& layout_;
   const int shard_;
   const absl::Span<const TensorView> tensors_;
+  const DataType transfer_dtype_;  // of fp32 parameters
+  std::vector<uint16_t> narrow_;   // a chunk that came as bfloat16
   std::vector<int64_t> received_;  // elements, by piece of the shard
   bool begun_ = false;
   bool ended_ = false;
@@ -140,7 +158,7 @@ absl::StatusOr<ShardPullResult> PullShard(BulkChannel* channel, const PullReques
   stream->Write(EncodeWithPayload(request, TensorFrame::kPayloadFieldNumber, {}));
   stream->WritesDone();
 
-  PullReader reader(layout, shard, tensors);
+  PullReader reader(layout, shard, tensors, request.transfer_dtype());
   grpc::ByteBuffer message;
   while (stream->Read(&message)) {
     if (absl::Status status = reader.Take(&message); !status.ok()) {

@@ -172,7 +172,8 @@ class PushStreamImpl final : public PushStream {
 
 class TensorClientImpl final : public TensorClient {
  public:
-  explicit TensorClientImpl(std::shared_ptr<const Shards> shards) : shards_(std::move(shards)) {}
+  TensorClientImpl(std::shared_ptr<const Shards> shards, DataType transfer_dtype)
+      : shards_(std::move(shards)), transfer_dtype_(transfer_dtype) {}
 
   absl::StatusOr<PullResult> Pull(Source source, uint64_t generation, int64_t step,
                                   absl::Span<const TensorView> tensors,
@@ -208,6 +209,7 @@ class TensorClientImpl final : public TensorClient {
   }
 
   const std::shared_ptr<const Shards> shards_;
+  const DataType transfer_dtype_;
   Mutex mu_;
   CallGroup* pulling_ ABSL_GUARDED_BY(mu_) = nullptr;
 };
@@ -260,6 +262,7 @@ absl::StatusOr<TensorClient::PullResult> TensorClientImpl::Pull(
   *request.mutable_group() = shards_->group;
   request.set_generation(generation);
   request.set_shard_map_digest(shards_->layout.digest());
+  if (transfer_dtype_ != DT_FLOAT) request.set_transfer_dtype(transfer_dtype_);
   switch (source) {
     case Source::kStep:
       request.set_step(step);
@@ -323,7 +326,7 @@ absl::StatusOr<std::unique_ptr<TensorClient>> TensorClient::Create(Options optio
     shards->channels.push_back(BulkChannel::Create(address, channel));
   }
   shards->addresses = std::move(options.shard_addresses);
-  return std::make_unique<TensorClientImpl>(std::move(shards));
+  return std::make_unique<TensorClientImpl>(std::move(shards), options.transfer_dtype);
 }
 
 }  // namespace codistill

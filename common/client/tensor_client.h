@@ -57,6 +57,9 @@ class TensorClient {
     std::vector<std::string> shard_addresses;  // by shard index
     // Through shared memory to shards on this host that allow it (common/rpc/bulk_channel.h).
     bool shared_memory = true;
+    // How fp32 parameters travel in pulls: DT_FLOAT or DT_BFLOAT16 (PullRequest.transfer_dtype).
+    // Views are fp32 either way.
+    DataType transfer_dtype = DT_FLOAT;
   };
   virtual ~TensorClient() = default;
   // INVALID_ARGUMENT if addresses and map disagree in number.

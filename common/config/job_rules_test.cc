@@ -235,6 +235,9 @@ INSTANTIATE_TEST_SUITE_P(
         {kGood, {"checkpoint.keep=0"}, "checkpoint.keep: too small (0)"},
         {kGood, {"prediction.max_queue=0"}, "prediction.max_queue: too small (0)"},
         {kGood, {"prediction.threads=0"}, "prediction.threads: out of range (0)"},
+        {kGood,
+         {"prediction.transfer_dtype=DT_HALF"},
+         "prediction.transfer_dtype: is DT_HALF; DT_FLOAT or DT_BFLOAT16 is right"},
     }));
 
 TEST(Rules, OfAnEmptyJobAreAllReported) {

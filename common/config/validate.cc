@@ -313,6 +313,11 @@ void CheckTheRest(const JobConfig& job, Mistakes* mistakes) {
   mistakes->NotNegative("checkpoint.max_age_s", job.checkpoint().max_age_s());
   mistakes->AtLeast("prediction.max_queue", job.prediction().max_queue(), 1);
   mistakes->Between("prediction.threads", job.prediction().threads(), 1, kMaxProcesses);
+  const DataType transfer = job.prediction().transfer_dtype();
+  if (transfer != DT_FLOAT && transfer != DT_BFLOAT16) {
+    mistakes->Add("prediction.transfer_dtype", absl::StrCat("is ", DataType_Name(transfer),
+                                                            "; DT_FLOAT or DT_BFLOAT16 is right"));
+  }
   mistakes->Required("stop.steps", job.stop().has_steps(), "the number of steps of each group");
   if (job.stop().has_steps()) mistakes->AtLeast("stop.steps", job.stop().steps(), 1);
 }

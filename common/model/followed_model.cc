@@ -45,6 +45,7 @@ class FollowedModelImpl final : public FollowedModel {
  public:
   FollowedModelImpl(Options options, std::shared_ptr<ModelPool> pool)
       : wants_(std::move(options.wants)),
+        transfer_dtype_(options.transfer_dtype),
         name_(options.job.groups(options.group).name()),
         address_(options.job.groups(options.group).shards(0).address()),
         model_(options.job.model()),
@@ -152,6 +153,7 @@ class FollowedModelImpl final : public FollowedModel {
   }
 
   const std::function<bool(int64_t)> wants_;
+  const DataType transfer_dtype_;
   const std::string name_;
   const std::string address_;
   const ModelConfig model_;
@@ -264,8 +266,13 @@ absl::Status FollowedModelImpl::Connect(const Target& target) {
     return absl::FailedPreconditionError(
         absl::StrCat("the group's tensors are not those of our archive: ", difference));
   }
+  TensorClient::Options options;
+  options.group = ref_;
+  options.shard_map = target.map;
+  options.shard_addresses = target.addresses;
+  options.transfer_dtype = transfer_dtype_;
   CODISTILL_ASSIGN_OR_RETURN(std::unique_ptr<TensorClient> client,
-                             TensorClient::Create({ref_, target.map, target.addresses}));
+                             TensorClient::Create(std::move(options)));
   client_digest_ = target.digest;
   client_addresses_ = target.addresses;
   tables_.Connect(ref_, target.digest, target.addresses);

@@ -40,6 +40,8 @@ class FollowedModel {
     // place only after WaitForNewer has returned that (unless shards no longer have it). Null = the
     // newest, whichever it is.
     std::function<bool(int64_t step)> wants;
+    // How parameters travel: DT_FLOAT, or DT_BFLOAT16 (rounded to nearest even, half the bytes).
+    DataType transfer_dtype = DT_FLOAT;
   };
   // Loads the archive; following starts at once in the background and survives any loss of the
   // group.
