@@ -88,7 +88,7 @@ TEST_F(CheckpointCatalogTest, TheNewerLeaderTakesTheDirectory) {
   const absl::Status lost = directory_->BeginGeneration(4);
   EXPECT_EQ(lost.code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_THAT(std::string(lost.message()), HasSubstr("a newer process has taken this one's place"));
-  EXPECT_EQ(directory_->Commit(CheckpointManifest(), 1).code(),
+  EXPECT_EQ(directory_->Commit(CheckpointManifest(), {1}).code(),
             absl::StatusCode::kFailedPrecondition);
   directory_->LetGo();
   newer.join();

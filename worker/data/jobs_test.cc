@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/file.h"
+#include "common/config/embedding.h"
 #include "common/config/job.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -77,7 +78,7 @@ TEST_P(Jobs, AgreeWithTheirData) {
         (*dataset)->Fill(order.Range(0, job.training().batch_size()), &batch);
     ASSERT_TRUE(status.ok()) << status;
     for (const ModelInput& input : job.model().inputs()) {
-      EXPECT_NE(batch.field(input.name()), nullptr) << input.name();
+      EXPECT_NE(batch.field(InputField(input)), nullptr) << input.name();
     }
     // The network's tables are as large as the columns' indices.
     for (const ModelExport::Option& option : job.model().export_().options()) {
