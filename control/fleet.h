@@ -64,8 +64,8 @@ class Fleet {
     std::string data_dir;
     BinaryPaths binaries;
     std::vector<std::string> flags;  // further ones, for every daemon
-    bool restart = false;   // start a daemon again that a signal killed
-    int max_restarts = 20;  // of one daemon
+    bool restart = false;            // start a daemon again that a signal killed
+    int max_restarts = 20;           // of one daemon
     absl::Duration ready_timeout = absl::Seconds(120);
     // Further flags of single daemons, by name.
     std::map<std::string, std::vector<std::string>> flags_of;

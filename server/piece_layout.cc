@@ -25,9 +25,9 @@ absl::StatusOr<PieceLayout> PieceLayout::Create(const ShardMap& map, int shard) 
     item.name = spec.name();
     item.dtype = spec.dtype();
     item.role = spec.role();
-    item.trained = spec.role() == TensorSpec::PARAMETER &&
-                   std::find(map.frozen().begin(), map.frozen().end(), piece.tensor()) ==
-                       map.frozen().end();
+    item.trained =
+        spec.role() == TensorSpec::PARAMETER &&
+        std::find(map.frozen().begin(), map.frozen().end(), piece.tensor()) == map.frozen().end();
     item.element_size = ElementSize(spec.dtype());
     item.offset = layout.buffer_bytes_;
     item.bytes = static_cast<uint64_t>(piece.count()) * item.element_size;

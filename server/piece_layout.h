@@ -19,7 +19,7 @@ struct ShardPiece {
   DataType dtype = DT_INVALID;
   TensorSpec::Role role = TensorSpec::ROLE_INVALID;
   bool trained = false;  // a parameter that the map does not freeze: every push has its gradient
-  uint64_t offset = 0;  // bytes from the start of the buffer, a multiple of 64
+  uint64_t offset = 0;   // bytes from the start of the buffer, a multiple of 64
   uint64_t bytes = 0;
   uint64_t element_size = 0;
 };

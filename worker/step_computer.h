@@ -41,7 +41,7 @@ class StepComputer {
     WorkerProgress* progress = nullptr;  // not owned
     // Rows that the next step will want, where they are known; optional.
     std::function<BatchPipeline::NextRows()> next_rows;
-    absl::Duration test_delay;           // for tests: the computation takes so much longer
+    absl::Duration test_delay;  // for tests: the computation takes so much longer
   };
   // INVALID_ARGUMENT: a loss that the kernel does not take.
   static absl::StatusOr<std::unique_ptr<StepComputer>> Create(Options options);

@@ -170,7 +170,7 @@ TEST_F(CheckpointCatalogTest, RemovesOldOnesButNeverTheNewest) {
   EXPECT_THAT(Names(), Not(Contains("shard-0-of-1-1-2-0")));
   retention.now = absl::FromUnixSeconds(2000);
   Save(1, 4, retention, 2000 * 1000);
-  EXPECT_THAT(Names(), UnorderedElementsAre("CLAIM", "MANIFEST-1-1", "MANIFEST-1-4",
+  EXPECT_THAT(Names(), UnorderedElementsAre("CLAIM", "CLAIM-1", "MANIFEST-1-1", "MANIFEST-1-4",
                                             "shard-0-of-1-1-1-0", "shard-0-of-1-1-4-0"));
 }
 

@@ -62,7 +62,8 @@ class CheckpointTensors {
 
 // Writes a checkpoint again as `num_shards` shards would have written it, into a directory that has
 // no checkpoint of that version. In ASYNC every shard goes on from the group's step. Files of
-// embedding tables are copied: any number of shards reads them. Returns the new manifest. ALREADY_EXISTS if the version is there.
+// embedding tables are copied: any number of shards reads them. Returns the new manifest.
+// ALREADY_EXISTS if the version is there.
 absl::StatusOr<CheckpointManifest> ReshardCheckpoint(CheckpointTensors* from, int num_shards,
                                                      const std::string& directory,
                                                      FileSystem* file_system = FileSystem::Real());

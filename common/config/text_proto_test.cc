@@ -84,7 +84,8 @@ seed 5
       ElementsAre(
           "1:7: name: wrong value (alpha); a string needs quotes: \"alpha\"",
           "3:3: training.batchsize: no field of this name; did you mean batch_size?",
-          "4:21: training.optimizer.kind: wrong value (ADAMM); it must be one of SGD, MOMENTUM, ADAM, "
+          "4:21: training.optimizer.kind: wrong value (ADAMM); it must be one of SGD, MOMENTUM, "
+          "ADAM, "
           "NESTEROV, ADAGRAD, ADAMW, LARS, FTRL; did you mean ADAM?",
           "4:42: training.optimizer.learning_rate: wrong value (\"0.1\"); only strings are quoted, "
           "and this is none",
