@@ -416,6 +416,18 @@ absl::StatusOr<CommitReply> ModelShard::DoCommitSync(const CommitRequest& reques
     return reply;
   }
 
+  if (!store_->CanApply({request.step(),
+                         request.learning_rate(),
+                         request.weight_decay(),
+                         request.clip_scale(),
+                         {}},
+                        contributions)) {
+    return absl::FailedPreconditionError(
+        absl::StrCat(Name(), ": step ", request.step(), " was decided with learning rate ",
+                     request.learning_rate(), " and weight decay ", request.weight_decay(),
+                     ", other than the job's, by which its push was taken"));
+  }
+
   FaultPoint("shard.commit.received");
   const absl::Time begin = options_.clock->Now();
   store_->Apply({request.step(),

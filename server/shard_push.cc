@@ -60,7 +60,16 @@ absl::StatusOr<std::shared_ptr<StagedPush>> ModelShard::BeginPush(const PushBegi
   newest = begin.incarnation();
   if (!sync_) outcomes_.Begun(begin);
   if (const std::shared_ptr<StagedPush> older = open_[begin.rank()].lock()) older->Supersede();
-  std::shared_ptr<StagedPush> push = store_->NewPush(begin);
+  std::shared_ptr<StagedPush> push;
+  // The only push that can be of this step: nothing that is yet to be decided enters its update.
+  if (sync_ && max_workers_ == 1 && begin.step() == step_ + 1) {
+    push = store_->NewEarlyPush(begin, {begin.step(),
+                                        LearningRateAt(options_.job, begin.step()),
+                                        WeightDecayAt(options_.job, begin.step()),
+                                        1.0,
+                                        {}});
+  }
+  if (push == nullptr) push = store_->NewPush(begin);
   if (!embeddings_->empty()) push->ExpectRows(&embeddings_->row_layout());
   open_[begin.rank()] = push;
   return push;

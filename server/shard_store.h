@@ -124,10 +124,6 @@ class ShardStore {
   // Memory for a push. Thread-safe.
   std::shared_ptr<StagedPush> NewPush(const PushBegin& begin) const;
 
-  struct Contribution {
-    const StagedPush* push = nullptr;
-    int64_t num_examples = 0;
-  };
   struct Update {
     int64_t step = 0;  // the step this makes; numbers the optimizer's bias correction too
     double learning_rate = 0;
@@ -135,9 +131,20 @@ class ShardStore {
     double clip_scale = 1;
     std::vector<TensorNorm> norms = {};  // LARS: of whole tensors
   };
+  // Memory for a push that makes `update` all by itself (early_update.h): null where that is not
+  // possible, or the values are not those of the step before. Thread-safe.
+  std::shared_ptr<StagedPush> NewEarlyPush(const PushBegin& begin, const Update& update);
+  bool MayUpdateEarly() const;
+
+  struct Contribution {
+    const StagedPush* push = nullptr;
+    int64_t num_examples = 0;
+  };
   // Makes the next step: parameters that are trained by the optimizer from clip_scale *
   // sum(n_i g_i) / sum(n_i), summed in the order given, buffers by CombineBuffers. Without
-  // contributions, or with no examples in them, only the step is counted.
+  // contributions, or with no examples in them, only the step is counted. To be asked CanApply
+  // first: false for a push that was taken for another update.
+  bool CanApply(const Update& update, absl::Span<const Contribution> contributions) const;
   void Apply(const Update& update, absl::Span<const Contribution> contributions);
 
   // Sums of squares over this shard's part of every trained tensor it has any of, of the average
@@ -239,6 +246,9 @@ class ShardStore {
   };
 
   ShardStore(Options options, PieceLayout layout, std::vector<ParameterPolicy> policies);
+  friend class EarlyUpdate;
+  // Takes over what a push of NewEarlyPush has computed.
+  void Adopt(const StagedPush& push);
   bool Trains(const ShardPiece& piece) const { return policies_[piece.piece.tensor()].trained; }
   static std::vector<double> Weights(absl::Span<const Contribution> contributions);
   std::vector<Optimizer::Step> StepsOf(const Update& update) const;

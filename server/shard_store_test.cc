@@ -164,6 +164,127 @@ TEST_F(ShardStoreTest, MissingTensorIsNamed) {
   EXPECT_THAT(std::string(Load(store.get()).message()), HasSubstr(path));
 }
 
+// A push that is the only one of its step, taken in pieces of any size, gives the same bits as one
+// that is put aside first.
+TEST_F(ShardStoreTest, AnEarlyUpdateIsTheUpdate) {
+  const auto store = LoadedStore();
+  const auto reference = LoadedStore();
+  std::vector<float> gradient(1 << 20);
+  for (size_t i = 0; i < gradient.size(); ++i) {
+    gradient[i] = static_cast<float>(i % 977) * 0.01f - 3;
+  }
+  const auto bytes_of = [&](const ShardPiece& piece) {
+    return reinterpret_cast<const uint8_t*>(gradient.data() + piece.piece.tensor());
+  };
+  const int64_t count = 11;
+  for (int64_t step = 1; step <= 3; ++step) {
+    const ShardStore::Update update = Step(step, 0.3 / step, 0.01);
+    const auto early = store->NewEarlyPush(PushBegin(), update);
+    ASSERT_NE(early, nullptr);
+    const auto staged = reference->NewPush(PushBegin());
+    for (const ShardPiece& piece : store->layout().pieces()) {
+      if (piece.role == TensorSpec::FROZEN) continue;
+      TensorChunk chunk;
+      chunk.set_tensor(piece.piece.tensor());
+      chunk.set_dtype(piece.dtype);
+      chunk.set_content(piece.role == TensorSpec::PARAMETER ? TensorChunk::GRADIENT
+                                                            : TensorChunk::VALUE);
+      const uint8_t* const from =
+          piece.dtype == DT_INT64 ? reinterpret_cast<const uint8_t*>(&count) : bytes_of(piece);
+      const auto copy_out = [&](size_t offset) {
+        return [&, offset](size_t begin, size_t size, void* to) {
+          std::memcpy(to, from + offset + begin, size);
+        };
+      };
+      const int64_t half = (piece.piece.count() + 1) / 2;
+      for (const int64_t first : {half, int64_t{0}}) {
+        const int64_t n = first == 0 ? half : piece.piece.count() - half;
+        if (n == 0) continue;
+        chunk.set_begin(piece.piece.begin() + first);
+        chunk.set_count(n);
+        const size_t bytes = n * piece.element_size;
+        ASSERT_TRUE(early->Take(chunk, bytes, copy_out(first * piece.element_size)).ok());
+        ASSERT_TRUE(staged->Take(chunk, bytes, copy_out(first * piece.element_size)).ok());
+      }
+      // What came twice is refused all the same.
+      EXPECT_FALSE(early->Take(chunk, half * piece.element_size, copy_out(0)).ok());
+    }
+    EXPECT_TRUE(early->CheckComplete().ok());
+    // Nothing shows before the decision.
+    EXPECT_EQ(store->step(), step - 1);
+    const auto before = LiveOf(*store);
+    for (const ShardPiece& piece : store->layout().pieces()) {
+      std::vector<uint8_t> a(piece.bytes), b(piece.bytes);
+      const int index = store->layout().Find(piece.piece.tensor(), piece.piece.begin(), 1).value();
+      Read(*store, *before, index, piece.piece.begin(), piece.piece.count(), a.data());
+      Read(*reference, *LiveOf(*reference), index, piece.piece.begin(), piece.piece.count(),
+           b.data());
+      EXPECT_EQ(a, b) << piece.name;
+    }
+    const ShardStore::Contribution contribution = {early.get(), 7};
+    EXPECT_TRUE(store->CanApply(update, {contribution}));
+    store->Apply(update, {contribution});
+    reference->Apply(update, {{staged.get(), 7}});
+    EXPECT_EQ(store->step(), step);
+    EXPECT_EQ(Count(*store), 11);
+    for (const ShardPiece& piece : store->layout().pieces()) {
+      std::vector<uint8_t> a(piece.bytes), b(piece.bytes);
+      const int index = store->layout().Find(piece.piece.tensor(), piece.piece.begin(), 1).value();
+      Read(*store, *LiveOf(*store), index, piece.piece.begin(), piece.piece.count(), a.data());
+      Read(*reference, *LiveOf(*reference), index, piece.piece.begin(), piece.piece.count(),
+           b.data());
+      EXPECT_EQ(a, b) << piece.name << " after step " << step;
+    }
+    // A reader of the step before still has it.
+    float old = 0;
+    Read(*store, *before, store->layout().Find(0, 77, 1).value(), 77, 1, &old);
+    EXPECT_NE(old, Live(*store, 0, 77));
+  }
+}
+
+TEST_F(ShardStoreTest, EarlyUpdatesAreForStepsThatNothingElseChanges) {
+  const auto store = LoadedStore();
+  EXPECT_EQ(store->NewEarlyPush(PushBegin(), Step(2)), nullptr);  // of values not there yet
+  const auto early = store->NewEarlyPush(PushBegin(), Step(1, 0.5));
+  ASSERT_NE(early, nullptr);
+  const auto other = Push(*store, {1, 1, 1});
+  // Decided otherwise than it was taken: refused before anything changes.
+  EXPECT_FALSE(store->CanApply(Step(1, 0.25), {{early.get(), 1}}));
+  EXPECT_FALSE(store->CanApply(Step(2, 0.5), {{early.get(), 1}}));
+  EXPECT_FALSE(store->CanApply(Step(1, 0.5, 0.1), {{early.get(), 1}}));
+  EXPECT_FALSE(store->CanApply(Step(1, 0.5), {{early.get(), 1}, {other.get(), 1}}));
+  EXPECT_TRUE(store->CanApply(Step(1, 0.5), {{early.get(), 1}}));
+  EXPECT_TRUE(store->CanApply(Step(1, 0.25), {{other.get(), 1}}));
+
+  optimizer_.set_kind(OptimizerConfig::MOMENTUM);
+  EXPECT_EQ(LoadedStore()->NewEarlyPush(PushBegin(), Step(1)), nullptr);
+  optimizer_.set_kind(OptimizerConfig::SGD);
+  optimizer_.set_clip_norm(1);
+  EXPECT_EQ(LoadedStore()->NewEarlyPush(PushBegin(), Step(1)), nullptr);
+}
+
+TEST_F(ShardStoreTest, AnAbandonedEarlyUpdateLeavesNothing) {
+  const auto store = LoadedStore();
+  const uint64_t held = store->memory().held_bytes;
+  auto early = store->NewEarlyPush(PushBegin(), Step(1));
+  ASSERT_NE(early, nullptr);
+  TensorChunk chunk;
+  chunk.set_tensor(1);
+  chunk.set_count(128);
+  chunk.set_dtype(DT_FLOAT);
+  chunk.set_content(TensorChunk::GRADIENT);
+  ASSERT_TRUE(
+      early->Take(chunk, 512, [](size_t, size_t size, void* to) { std::memset(to, 0x7f, size); })
+          .ok());
+  // A whole step is made meanwhile, of another push of the same rank.
+  const auto other = Push(*store, {1.0f, 10.0f, 3});
+  store->Apply(Step(1), {{other.get(), 1}});
+  EXPECT_FLOAT_EQ(Live(*store, 1, 5), TestValue("b", 5) - 0.5f);
+  early.reset();
+  EXPECT_FLOAT_EQ(Live(*store, 1, 5), TestValue("b", 5) - 0.5f);
+  EXPECT_EQ(store->memory().held_bytes, held);
+}
+
 TEST_F(ShardStoreTest, AveragesByExampleCount) {
   const auto store = LoadedStore();
   const auto a = Push(*store, {1.0f, 10.0f, 3});

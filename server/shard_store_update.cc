@@ -65,13 +65,17 @@ void ShardStore::Apply(const Update& update, absl::Span<const Contribution> cont
       MutexLock lock(&mu_);
       updating_ = true;  // from here on no reader takes a reference to the live blocks
     }
-    // Elements do not depend on one another, so neither does the result on who updates which.
-    ParallelFor(options_.threads, static_cast<int64_t>(values_.size()), kBlocksOfAThread,
-                [this, &work](int64_t begin, int64_t end) {
-                  for (int64_t i = begin; i < end; ++i) {
-                    if (block_layouts_[i].changes) UpdateBlock(i, work);
-                  }
-                });
+    if (contributions.size() == 1 && contributions[0].push->sink() != nullptr) {
+      Adopt(*contributions[0].push);
+    } else {
+      // Elements do not depend on one another, so neither does the result on who updates which.
+      ParallelFor(options_.threads, static_cast<int64_t>(values_.size()), kBlocksOfAThread,
+                  [this, &work](int64_t begin, int64_t end) {
+                    for (int64_t i = begin; i < end; ++i) {
+                      if (block_layouts_[i].changes) UpdateBlock(i, work);
+                    }
+                  });
+    }
   }
   MutexLock lock(&mu_);
   updating_ = false;

@@ -34,12 +34,8 @@ int64_t ArrivedRanges::FirstMissing(int64_t count) const {
   return std::min(intervals_.front().second, count);
 }
 
-absl::StatusOr<void*> StagedPush::Place(const TensorChunk& chunk, size_t payload_bytes) {
-  if (superseded()) {
-    return absl::AbortedError(
-        absl::StrCat("a newer push of rank ", begin_.rank(), " has taken the place of this one"));
-  }
-  if (chunk.content() == TensorChunk::WORKER_STATE) return PlaceWorkerState(chunk, payload_bytes);
+absl::StatusOr<StagedPush::Range> StagedPush::Check(const TensorChunk& chunk,
+                                                    size_t payload_bytes) {
   CODISTILL_ASSIGN_OR_RETURN(const int index,
                              layout_->Find(chunk.tensor(), chunk.begin(), chunk.count()));
   const ShardPiece& piece = layout_->pieces()[index];
@@ -73,7 +69,32 @@ absl::StatusOr<void*> StagedPush::Place(const TensorChunk& chunk, size_t payload
                               ") overlap what has arrived already"));
   }
   payload_bytes_ += payload_bytes;
-  return buffer_->data() + piece.offset + static_cast<uint64_t>(first) * piece.element_size;
+  return Range{index, first};
+}
+
+absl::Status StagedPush::Superseded() const {
+  return absl::AbortedError(
+      absl::StrCat("a newer push of rank ", begin_.rank(), " has taken the place of this one"));
+}
+
+absl::StatusOr<void*> StagedPush::Place(const TensorChunk& chunk, size_t payload_bytes) {
+  if (superseded()) return Superseded();
+  if (chunk.content() == TensorChunk::WORKER_STATE) return PlaceWorkerState(chunk, payload_bytes);
+  CODISTILL_ASSIGN_OR_RETURN(const Range range, Check(chunk, payload_bytes));
+  const ShardPiece& piece = layout_->pieces()[range.piece];
+  return buffer_->data() + piece.offset + static_cast<uint64_t>(range.first) * piece.element_size;
+}
+
+absl::Status StagedPush::Take(const TensorChunk& chunk, size_t payload_bytes, CopyOut copy) {
+  if (sink_ == nullptr || chunk.content() == TensorChunk::WORKER_STATE) {
+    CODISTILL_ASSIGN_OR_RETURN(void* const place, Place(chunk, payload_bytes));
+    if (payload_bytes > 0) copy(0, payload_bytes, place);
+    return absl::OkStatus();
+  }
+  if (superseded()) return Superseded();
+  CODISTILL_ASSIGN_OR_RETURN(const Range range, Check(chunk, payload_bytes));
+  sink_->Take(range.piece, range.first, chunk.count(), copy);
+  return absl::OkStatus();
 }
 
 absl::StatusOr<void*> StagedPush::PlaceWorkerState(const TensorChunk& chunk, size_t payload_bytes) {

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "proto/parameter_server.pb.h"
@@ -30,6 +31,17 @@ class ArrivedRanges {
   std::vector<std::pair<int64_t, int64_t>> intervals_;  // sorted, disjoint, not adjacent
 };
 
+// Writes bytes [begin, begin + size) of a chunk's payload to `to`.
+using CopyOut = absl::FunctionRef<void(size_t begin, size_t size, void* to)>;
+
+// Takes pushed elements where they are not to be put aside.
+class PushSink {
+ public:
+  virtual ~PushSink() = default;
+  // `count` elements of a piece from its element `first`, each once.
+  virtual void Take(int piece, int64_t first, int64_t count, CopyOut copy) = 0;
+};
+
 // What one rank has sent to one shard for one step: gradients and buffers laid out as the shard's
 // own pieces, staged until the step is decided. Written by one call at a time; read once complete.
 class StagedPush {
@@ -43,11 +55,22 @@ class StagedPush {
         buffer_(std::move(buffer)),
         arrived_(layout->pieces().size()) {}
 
+  // What arrives is given to `sink`, and data() is null.
+  StagedPush(const PieceLayout* layout, PushBegin begin, std::unique_ptr<PushSink> sink)
+      : layout_(layout),
+        begin_(std::move(begin)),
+        sink_(std::move(sink)),
+        arrived_(layout->pieces().size()) {}
+
   const PushBegin& begin() const { return begin_; }
+
+  // Takes the payload of a chunk, which counts as arrived from now on; `copy` gets it out. Errors
+  // as Place.
+  absl::Status Take(const TensorChunk& chunk, size_t payload_bytes, CopyOut copy);
 
   // Where to copy the payload of a chunk, which counts as arrived from now on. INVALID_ARGUMENT,
   // naming the tensor: not in the map, not on this shard, beyond a piece, sent twice, wrong dtype
-  // or payload length, or content that does not fit its role.
+  // or payload length, or content that does not fit its role. Without a sink only.
   absl::StatusOr<void*> Place(const TensorChunk& chunk, size_t payload_bytes);
 
   // OK, or INVALID_ARGUMENT naming the first tensor that has not wholly arrived.
@@ -61,7 +84,8 @@ class StagedPush {
   // Of tensors, as far as placed.
   uint64_t payload_bytes() const { return payload_bytes_; }
 
-  const uint8_t* data() const { return buffer_->data(); }
+  const uint8_t* data() const { return buffer_ == nullptr ? nullptr : buffer_->data(); }
+  PushSink* sink() const { return sink_.get(); }
   const std::string& worker_state() const { return worker_state_; }
 
   // Another push has taken this one's place: whatever still arrives is refused.
@@ -69,11 +93,19 @@ class StagedPush {
   bool superseded() const { return superseded_.load(std::memory_order_relaxed); }
 
  private:
+  // Checks a chunk of a tensor and notes its arrival.
+  struct Range {
+    int piece = 0;
+    int64_t first = 0;
+  };
+  absl::Status Superseded() const;
+  absl::StatusOr<Range> Check(const TensorChunk& chunk, size_t payload_bytes);
   absl::StatusOr<void*> PlaceWorkerState(const TensorChunk& chunk, size_t payload_bytes);
 
   const PieceLayout* const layout_;
   const PushBegin begin_;
-  const std::shared_ptr<AlignedBuffer> buffer_;
+  const std::shared_ptr<AlignedBuffer> buffer_;  // null where there is a sink
+  const std::unique_ptr<PushSink> sink_;
   std::vector<ArrivedRanges> arrived_;  // by piece, relative to its begin
   uint64_t payload_bytes_ = 0;
   std::string worker_state_;

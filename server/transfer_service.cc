@@ -125,11 +125,11 @@ class TransferService::PushHandler final : public BulkHandler {
       }
       bytes = static_cast<size_t>(chunk.count()) * element;
     }
-    const absl::StatusOr<void*> place = push_->Place(chunk, bytes);
-    if (!place.ok()) return place.status();
-    if (bytes > 0) payload.CopyRangeTo(0, *at, bytes, *place);
+    const size_t first = *at;
     *at += bytes;
-    return absl::OkStatus();
+    return push_->Take(chunk, bytes, [&](size_t begin, size_t size, void* to) {
+      payload.CopyRangeTo(0, first + begin, size, to);
+    });
   }
 
   TransferService* const service_;
