@@ -139,6 +139,10 @@ HWY_INLINE void UpdateVectors(D d, const R& rule, const UpdateRange& range, size
   for (int s = 0; s < R::kSlots; ++s) Write<kStream>(d, x.slots[s], range.new_slots[s] + i);
 }
 
+// Memory is asked for so many elements ahead: one core's own prefetching leaves a third of what the
+// memory could bring (read alone, 16 ms against 23 ms for 256 MiB).
+constexpr size_t kAhead = 1024;
+
 template <template <class> class R, bool kStream>
 void UpdateAll(const UpdateFactors& factors, const UpdateRange& range) {
   const hn::ScalableTag<float> d;
@@ -146,6 +150,11 @@ void UpdateAll(const UpdateFactors& factors, const UpdateRange& range) {
   const size_t lanes = hn::Lanes(d);
   size_t i = 0;
   for (; i + lanes <= range.size; i += lanes) {
+    hwy::Prefetch(range.gradient + i + kAhead);
+    hwy::Prefetch(range.weights + i + kAhead);
+    for (int s = 0; s < R<hn::ScalableTag<float>>::kSlots; ++s) {
+      hwy::Prefetch(range.slots[s] + i + kAhead);
+    }
     UpdateVectors<R<hn::ScalableTag<float>>, kStream>(d, rule, range, i);
   }
   const hn::CappedTag<float, 1> one;

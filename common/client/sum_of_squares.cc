@@ -6,6 +6,7 @@
 #define HWY_TARGET_INCLUDE "common/client/sum_of_squares.cc"
 #include "hwy/foreach_target.h"
 // foreach_target.h must come first.
+#include "hwy/cache_control.h"
 #include "hwy/highway.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -18,6 +19,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 // Sums that do not wait for one another. As many for every vector length: a product of two floats
 // is exact in double, so the result is the same to the bit on every processor.
 constexpr int64_t kSums = 32;
+constexpr int64_t kAhead = 1024;
 
 double Squares(const float* values, int64_t n) {
   using D = hn::CappedTag<double, 8>;
@@ -29,6 +31,9 @@ double Squares(const float* values, int64_t n) {
   for (int64_t v = 0; v < kVectors; ++v) sums[v] = hn::Zero(d);
   int64_t i = 0;
   for (; i + kSums <= n; i += kSums) {
+    // Far ahead: one core's own prefetching leaves a third of what the memory could bring.
+    hwy::Prefetch(values + i + kAhead);
+    hwy::Prefetch(values + i + kAhead + 16);
     for (int64_t v = 0; v < kVectors; ++v) {
       const auto x = hn::PromoteTo(d, hn::LoadU(f, values + i + v * kLanes));
       sums[v] = hn::MulAdd(x, x, sums[v]);
