@@ -23,7 +23,7 @@ EarlyUpdate::EarlyUpdate(const ShardStore* store, ShardStore::Update update,
       blocks_(blocks),
       next_(base_.size()) {}
 
-void EarlyUpdate::Take(int piece_index, int64_t first, int64_t count, CopyOut copy) {
+void EarlyUpdate::Take(int piece_index, int64_t first, int64_t count, CopyOut copy, ViewOut view) {
   const ShardPiece& piece = store_->layout_.pieces()[piece_index];
   const bool trains = store_->Trains(piece);
   // A frozen parameter keeps its value, whatever is pushed: ShardStore::Adopt sees to it.
@@ -38,7 +38,14 @@ void EarlyUpdate::Take(int piece_index, int64_t first, int64_t count, CopyOut co
           const int64_t some = std::min(at_a_time, n - done);
           const size_t size = static_cast<size_t>(some) * piece.element_size;
           const uint64_t at = offset + static_cast<uint64_t>(done) * piece.element_size;
-          copy(static_cast<size_t>(element + done - begin) * piece.element_size, size, room);
+          const size_t from = static_cast<size_t>(element + done - begin) * piece.element_size;
+          // Where it has arrived in one part it is used as it lies: this copy would cost more than
+          // the update. Averages of buffers want their own alignment.
+          const void* gradient = trains ? view(from, size) : nullptr;
+          if (gradient == nullptr) {
+            copy(from, size, room);
+            gradient = room;
+          }
           uint8_t* const to = next_[block].mutable_data() + at;
           if (!trains) {
             const uint8_t* const source = room;
@@ -49,7 +56,7 @@ void EarlyUpdate::Take(int piece_index, int64_t first, int64_t count, CopyOut co
           }
           const auto* const weights = reinterpret_cast<const float*>(base_[block].data() + at);
           store_->optimizer_.Apply(steps_[piece_index], absl::MakeConstSpan(weights, some),
-                                   absl::MakeConstSpan(reinterpret_cast<const float*>(room), some),
+                                   absl::MakeConstSpan(static_cast<const float*>(gradient), some),
                                    {}, reinterpret_cast<float*>(to), {});
         }
       });

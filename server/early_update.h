@@ -28,7 +28,7 @@ class EarlyUpdate final : public PushSink {
   EarlyUpdate(const ShardStore* store, ShardStore::Update update, std::vector<BlockRef> base,
               BlockPool* blocks);
 
-  void Take(int piece, int64_t first, int64_t count, CopyOut copy) override;
+  void Take(int piece, int64_t first, int64_t count, CopyOut copy, ViewOut view) override;
 
   // Whether `update` is the one that was computed.
   bool Fits(const ShardStore::Update& update) const;

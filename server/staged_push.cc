@@ -85,7 +85,8 @@ absl::StatusOr<void*> StagedPush::Place(const TensorChunk& chunk, size_t payload
   return buffer_->data() + piece.offset + static_cast<uint64_t>(range.first) * piece.element_size;
 }
 
-absl::Status StagedPush::Take(const TensorChunk& chunk, size_t payload_bytes, CopyOut copy) {
+absl::Status StagedPush::Take(const TensorChunk& chunk, size_t payload_bytes, CopyOut copy,
+                              ViewOut view) {
   if (sink_ == nullptr || chunk.content() == TensorChunk::WORKER_STATE) {
     CODISTILL_ASSIGN_OR_RETURN(void* const place, Place(chunk, payload_bytes));
     if (payload_bytes > 0) copy(0, payload_bytes, place);
@@ -93,7 +94,7 @@ absl::Status StagedPush::Take(const TensorChunk& chunk, size_t payload_bytes, Co
   }
   if (superseded()) return Superseded();
   CODISTILL_ASSIGN_OR_RETURN(const Range range, Check(chunk, payload_bytes));
-  sink_->Take(range.piece, range.first, chunk.count(), copy);
+  sink_->Take(range.piece, range.first, chunk.count(), copy, view);
   return absl::OkStatus();
 }
 

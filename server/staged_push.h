@@ -33,13 +33,15 @@ class ArrivedRanges {
 
 // Writes bytes [begin, begin + size) of a chunk's payload to `to`.
 using CopyOut = absl::FunctionRef<void(size_t begin, size_t size, void* to)>;
+// The same bytes where they lie, on any boundary; null where they do not lie together.
+using ViewOut = absl::FunctionRef<const void*(size_t begin, size_t size)>;
 
 // Takes pushed elements where they are not to be put aside.
 class PushSink {
  public:
   virtual ~PushSink() = default;
   // `count` elements of a piece from its element `first`, each once.
-  virtual void Take(int piece, int64_t first, int64_t count, CopyOut copy) = 0;
+  virtual void Take(int piece, int64_t first, int64_t count, CopyOut copy, ViewOut view) = 0;
 };
 
 // What one rank has sent to one shard for one step: gradients and buffers laid out as the shard's
@@ -64,9 +66,9 @@ class StagedPush {
 
   const PushBegin& begin() const { return begin_; }
 
-  // Takes the payload of a chunk, which counts as arrived from now on; `copy` gets it out. Errors
-  // as Place.
-  absl::Status Take(const TensorChunk& chunk, size_t payload_bytes, CopyOut copy);
+  // Takes the payload of a chunk, which counts as arrived from now on; `copy` and `view` get it
+  // out. Errors as Place.
+  absl::Status Take(const TensorChunk& chunk, size_t payload_bytes, CopyOut copy, ViewOut view);
 
   // Where to copy the payload of a chunk, which counts as arrived from now on. INVALID_ARGUMENT,
   // naming the tensor: not in the map, not on this shard, beyond a piece, sent twice, wrong dtype

@@ -127,9 +127,12 @@ class TransferService::PushHandler final : public BulkHandler {
     }
     const size_t first = *at;
     *at += bytes;
-    return push_->Take(chunk, bytes, [&](size_t begin, size_t size, void* to) {
-      payload.CopyRangeTo(0, first + begin, size, to);
-    });
+    return push_->Take(
+        chunk, bytes,
+        [&](size_t begin, size_t size, void* to) {
+          payload.CopyRangeTo(0, first + begin, size, to);
+        },
+        [&](size_t begin, size_t size) { return payload.View(0, first + begin, size); });
   }
 
   TransferService* const service_;
