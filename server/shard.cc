@@ -5,20 +5,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/fault.h"
-#include "common/base/retry_after.h"
 #include "common/base/status.h"
 #include "common/checkpoint/checkpoint_tensors.h"
 #include "common/checkpoint/manifest.h"
-#include "common/checkpoint/shard_file.h"
 #include "common/config/job.h"
 #include "glog/logging.h"
 
 namespace codistill {
 namespace {
-
-constexpr int64_t kMiB = 1 << 20;
-// When a pull that found too many others waiting is worth another try.
-constexpr absl::Duration kRetryDelay = absl::Milliseconds(200);
 
 void Run(std::vector<std::function<void()>>* effects) {
   for (const std::function<void()>& effect : *effects) effect();
@@ -525,193 +519,6 @@ absl::StatusOr<CommitReply> ModelShard::DoCommitAsync(const CommitRequest& reque
   CommitReply reply;
   reply.set_step(store_->step());
   return reply;
-}
-
-// ------------------------------------------------------------------------------------ checkpoints
-
-void ModelShard::WriteCheckpoint(WriteCheckpointRequest request, Done<WriteCheckpointReply> done) {
-  {
-    MutexLock lock(&mu_);
-    last_leader_call_ = options_.clock->Now();
-  }
-  auto shared = std::make_shared<Done<WriteCheckpointReply>>(std::move(done));
-  const absl::Status status = io_executor_->Schedule(
-      [this, request = std::move(request), shared] { (*shared)(DoWriteCheckpoint(request)); });
-  if (!status.ok()) (*shared)(Annotate(status, Name()));
-}
-
-absl::StatusOr<WriteCheckpointReply> ModelShard::DoWriteCheckpoint(
-    const WriteCheckpointRequest& request) {
-  const absl::Time begin = options_.clock->Now();
-  std::shared_ptr<const ShardStore::Snapshot> snapshot;
-  {
-    MutexLock lock(&mu_);
-    if (generation_ == 0 || request.generation() != generation_) {
-      return absl::AbortedError(absl::StrCat(Name(), " is in generation ", generation_,
-                                             ", the checkpoint in ", request.generation()));
-    }
-    if (written_.generation == request.generation() && written_.step == request.step() &&
-        written_.directory == request.directory()) {
-      return written_.reply;  // asked again: the answer was lost
-    }
-    snapshot = store_->snapshot(request.step());
-  }
-  if (snapshot == nullptr) {
-    return absl::NotFoundError(absl::StrCat(Name(), " has no snapshot of step ", request.step()));
-  }
-  CheckpointShardHeader identity;
-  identity.set_group(group_name_);
-  identity.set_shard(options_.shard);
-  identity.set_shard_map_digest(options_.map_digest);
-  identity.mutable_version()->set_generation(request.generation());
-  identity.mutable_version()->set_step(request.step());
-  if (!sync_) identity.mutable_version()->add_shard_steps(snapshot->step);
-  const std::string name = ShardFileName(options_.shard, options_.map.num_shards(),
-                                         identity.version(), request.attempt());
-  const absl::StatusOr<CheckpointFile> file =
-      store_->WriteSnapshot(*snapshot, request.directory(), name, identity, options_.file_system);
-  absl::StatusOr<std::vector<CheckpointFile>> tables = std::vector<CheckpointFile>();
-  if (file.ok()) tables = WriteTables(request);
-  FaultPoint("shard.checkpoint.written");
-  MutexLock lock(&mu_);
-  if (const absl::Status status = file.ok() ? tables.status() : file.status(); !status.ok()) {
-    ++counters_.failures;
-    LOG(ERROR) << Name() << ": checkpoint of step " << request.step() << " failed: " << status;
-    return Annotate(status, Name());
-  }
-  store_->DropSnapshot(request.step());
-  ++counters_.checkpoints;
-  counters_.checkpoint_bytes += file->bytes();
-  LOG(INFO) << Name() << ": checkpoint of step " << request.step() << ": " << file->bytes()
-            << " bytes in " << absl::ToDoubleSeconds(options_.clock->Now() - begin) << " s";
-  WriteCheckpointReply reply;
-  reply.set_file_name(file->name());
-  reply.set_bytes(file->bytes());
-  reply.set_crc32c(file->crc32c());
-  for (const CheckpointFile& of_tables : *tables) {
-    WrittenFile* const written = reply.add_table_files();
-    written->set_name(of_tables.name());
-    written->set_bytes(of_tables.bytes());
-    written->set_crc32c(of_tables.crc32c());
-  }
-  if (!tables->empty()) counters_.checkpoint_bytes += tables->back().bytes();
-  written_ = {request.generation(), request.step(), request.directory(), reply};
-  return reply;
-}
-
-// ------------------------------------------------------------------------------------------ pulls
-
-void ModelShard::Pull(const PullRequest& request, Done<std::unique_ptr<PullSource>> done) {
-  absl::StatusOr<std::unique_ptr<PullSource>> source;
-  {
-    MutexLock lock(&mu_);
-    source = TryPull(request);
-    if (source.ok() && *source == nullptr) {
-      // One pull a worker may wait, and those of processes that have died in the meantime.
-      if (parked_pulls_.size() >= 16 + 4 * static_cast<size_t>(max_workers_)) {
-        source = WithRetryAfter(absl::ResourceExhaustedError(absl::StrCat(
-                                    Name(), ": ", parked_pulls_.size(), " pulls wait already")),
-                                kRetryDelay);
-      } else {
-        parked_pulls_.push_back({request, std::move(done)});
-        return;
-      }
-    }
-  }
-  done(std::move(source));
-}
-
-absl::StatusOr<std::unique_ptr<PullSource>> ModelShard::TryPull(const PullRequest& request) {
-  CODISTILL_RETURN_IF_ERROR(CheckGeneration(request.generation()));
-  if (request.shard_map_digest() != options_.map_digest) {
-    return absl::FailedPreconditionError(absl::StrCat("digest ", request.shard_map_digest(),
-                                                      " of the shard map is not the group's, ",
-                                                      options_.map_digest));
-  }
-  for (uint32_t tensor : request.tensors()) {
-    if (tensor >= static_cast<uint32_t>(options_.map.tensors_size())) {
-      return absl::InvalidArgumentError(absl::StrCat("tensor ", tensor,
-                                                     " is not in the shard map, ", "which has ",
-                                                     options_.map.tensors_size()));
-    }
-  }
-  if (request.transfer_dtype() != DT_INVALID && request.transfer_dtype() != DT_FLOAT &&
-      request.transfer_dtype() != DT_BFLOAT16) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("transfer_dtype: ", DataType_Name(request.transfer_dtype()),
-                     " is not served; DT_FLOAT and DT_BFLOAT16 are"));
-  }
-  const std::vector<uint32_t> tensors(request.tensors().begin(), request.tensors().end());
-  const auto source = [&](std::shared_ptr<const Cut> cut, int64_t step) {
-    mu_.AssertHeld();
-    ++counters_.pulls;
-    for (const ShardPiece& piece : store_->layout().pieces()) {
-      const bool wanted = tensors.empty() || std::find(tensors.begin(), tensors.end(),
-                                                       piece.piece.tensor()) != tensors.end();
-      if (wanted) counters_.pull_bytes += piece.bytes;
-    }
-    Version version;
-    version.set_generation(generation_);
-    version.set_step(step);
-    if (!sync_) {
-      version.add_shard_steps(cut->step());
-      version.add_shard_incarnations(incarnation_);
-    }
-    return std::make_unique<PullSource>(store_, std::move(cut), version, tensors, kMiB,
-                                        request.transfer_dtype());
-  };
-  std::shared_ptr<const Cut> live;
-  switch (request.source_case()) {
-    case PullRequest::kCutStep: {
-      std::shared_ptr<const Cut> cut = store_->FindCut(request.cut_step());
-      if (cut == nullptr) {
-        return absl::AbortedError(absl::StrCat("the cut of step ", request.cut_step(),
-                                               " is not held; the newest is of step ",
-                                               store_->newest_cut()));
-      }
-      const int64_t label = cut->label();
-      return source(std::move(cut), label);
-    }
-    case PullRequest::kStep:
-      if (!sync_) {
-        return absl::InvalidArgumentError(
-            "source step: an ASYNC group has no common step; use at_least_step");
-      }
-      if (request.step() > step_) return nullptr;
-      if (request.step() < step_) {
-        return absl::OutOfRangeError(absl::StrCat("weights of step ", request.step(),
-                                                  " are gone: the shard has come to step ", step_));
-      }
-      live = store_->Live(step_, /*exact=*/true);
-      break;
-    case PullRequest::kAtLeastStep:
-      if (request.at_least_step() > step_) return nullptr;
-      live = store_->Live(sync_ ? step_ : request.at_least_step(), /*exact=*/sync_);
-      break;
-    case PullRequest::SOURCE_NOT_SET:
-      return absl::InvalidArgumentError(
-          "source: one of step, at_least_step and cut_step must be set");
-  }
-  // None while an update is under way, which wakes the pull when it ends.
-  if (live == nullptr) return nullptr;
-  const int64_t step = live->step();
-  return source(std::move(live), step);
-}
-
-void ModelShard::WakePulls(Effects* effects) {
-  WakeRows(effects);
-  std::vector<ParkedPull> still;
-  for (ParkedPull& pull : parked_pulls_) {
-    absl::StatusOr<std::unique_ptr<PullSource>> source = TryPull(pull.request);
-    if (source.ok() && *source == nullptr) {
-      still.push_back(std::move(pull));
-      continue;
-    }
-    // std::function wants copyable captures.
-    auto shared = std::make_shared<absl::StatusOr<std::unique_ptr<PullSource>>>(std::move(source));
-    effects->push_back([done = std::move(pull.done), shared] { done(std::move(*shared)); });
-  }
-  parked_pulls_ = std::move(still);
 }
 
 }  // namespace codistill
