@@ -3,6 +3,7 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -45,10 +46,14 @@ absl::StatusOr<std::string> FindExporter(const std::string& flag) {
   const ssize_t length = readlink("/proc/self/exe", buffer, sizeof(buffer) - 1);
   const std::string self(buffer, length > 0 ? length : 0);
   const std::string here = DirName(self);
+  // A test of Bazel's names the tree of its inputs. That of the binary itself may be an older one:
+  // Bazel does not bring it up to date for a test that only has the binary among its inputs.
+  const char* const runfiles = std::getenv("RUNFILES_DIR");
   const std::vector<std::string> places = {
+      absl::StrCat(runfiles == nullptr ? self + ".runfiles" : runfiles,
+                   "/codistill/models/export.py"),
       here + "/models/export.py",
       here + "/../share/codistill/models/export.py",
-      self + ".runfiles/codistill/models/export.py",
       "models/export.py",
   };
   for (const std::string& place : places) {

@@ -37,14 +37,19 @@ TEST_F(ServerTest, TwoWorkersTrainToTheEnd) {
   job_.mutable_stop()->set_steps(6);
   Start();
   std::vector<std::thread> workers;
-  std::atomic<int> failures{0};
+  // The first failure ends both workers: a step that one of them did not push is never decided.
+  std::atomic<bool> failed{false};
   for (int rank = 0; rank < kWorkers; ++rank) {
     workers.emplace_back([&, rank] {
+      const auto fail = [&](const std::string& what) {
+        ADD_FAILURE() << "rank " << rank << ": " << what;
+        failed.store(true);
+      };
       const RegisterReply me = Register(rank);
       const std::unique_ptr<TensorClient> client = Client(me);
       WorkerModel model(map_);
       int64_t next = 0;
-      while (true) {
+      while (!failed.load()) {
         GetAssignmentsRequest request;
         request.set_generation(me.generation());
         request.set_rank(rank);
@@ -52,27 +57,28 @@ TEST_F(ServerTest, TwoWorkersTrainToTheEnd) {
         request.set_first_step(next);
         request.set_max_assignments(3);
         const auto reply = leader_->GetAssignments(request, Soon());
-        if (!reply.ok() || reply->finished()) {
-          if (!reply.ok()) ++failures;
-          return;
-        }
+        if (!reply.ok()) return fail(reply.status().ToString());
+        if (reply->finished()) return;
         for (const Assignment& assignment : reply->assignments()) {
           next = assignment.step() + 1;
           const auto pulled = client->Pull(TensorClient::Source::kStep, me.generation(),
                                            assignment.weights_step(), model.views, Soon());
-          if (!pulled.ok()) ++failures;
+          if (!pulled.ok()) return fail(pulled.status().ToString());
           // Both ranks see the same weights: gradients 1 and 5 with 3 and 1 examples make 2.
           const float expected = TestValue("w", 11) - static_cast<float>(assignment.weights_step());
-          if (std::abs(model.At(0, 11) - expected) > 1e-3) ++failures;
+          if (std::abs(model.At(0, 11) - expected) > 1e-3) {
+            return fail(absl::StrCat("w[11] is ", model.At(0, 11), ", want ", expected));
+          }
           const auto result = Push(client.get(), me, rank, assignment.step(), rank == 0 ? 1 : 5,
                                    rank == 0 ? 3 : 1, rank == 0 ? 10 : 20);
-          if (!result.ok() || result->outcome != APPLIED) ++failures;
+          if (!result.ok()) return fail(result.status().ToString());
+          if (result->outcome != APPLIED) return fail(PushOutcome_Name(result->outcome));
         }
       }
     });
   }
   for (std::thread& worker : workers) worker.join();
-  EXPECT_EQ(failures.load(), 0);
+  ASSERT_FALSE(failed.load());
   GroupLeader* const leader = nodes_[0].server->leader();
   ASSERT_TRUE(Eventually([&] { return leader->State(false).phase() == GroupState::FINISHED; }));
   EXPECT_TRUE(
