@@ -1,11 +1,13 @@
 #include "common/rpc/channel.h"
 
 #include <algorithm>
+#include <thread>
 #include <utility>
 
 #include "absl/random/random.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/base/mutex.h"
 #include "common/base/retry_after.h"
 #include "common/base/status.h"
 #include "common/rpc/fault_interceptor.h"
@@ -102,9 +104,38 @@ absl::Status RetryUntil(absl::Time deadline, const std::function<absl::Status()>
 }
 
 namespace internal {
+namespace {
+
+// gRPC up to 1.60 looks at errno some calls after connect(2) (tcp_client_posix.cc), one of which
+// may wait for a mutex. The first time that two threads of a process wait for the same one, Abseil
+// looks for a file that most kernels do not have, to learn the processor's frequency; if that is
+// there and then, a connection in progress is taken for one that failed with ENOENT. So we let two
+// threads wait for a mutex before the first connection.
+void LearnProcessorFrequency() {
+  Mutex mu;
+  int waiting = 0;
+  bool go = false;
+  const auto wait = [&] {
+    MutexLock lock(&mu);
+    ++waiting;
+    mu.Await(absl::Condition(&go));
+  };
+  std::thread first(wait), second(wait);
+  {
+    MutexLock lock(&mu);
+    const auto both = +[](int* n) { return *n == 2; };
+    mu.Await(absl::Condition(both, &waiting));
+    go = true;
+  }
+  first.join();
+  second.join();
+}
+
+}  // namespace
 
 void KeepGrpcRunning() {
   static const bool once = [] {
+    LearnProcessorFrequency();
     grpc_init();
     return true;
   }();
