@@ -221,7 +221,8 @@ TEST(EmbeddingTables, GroupsTeachEachOtherAndFollowersHearOfEvictions) {
     ASSERT_TRUE(history.ok()) << history.status();
     EXPECT_EQ(history->totals().teacher_used_steps(), kSteps - 60);
     EXPECT_EQ(history->totals().teacher_failures(), 0);
-    ASSERT_GT(history->evaluations_size(), 1);
+    // How many of the cuts it evaluates depends on its speed; the last is always one.
+    ASSERT_GT(history->evaluations_size(), 0);
     const EvaluationResult& last = history->evaluations(history->evaluations_size() - 1);
     EXPECT_TRUE(last.final());
     EXPECT_GT(last.auc(), 0.75);
