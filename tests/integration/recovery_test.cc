@@ -1,15 +1,23 @@
-// How soon training moves again after a loss, and what an asynchronous group keeps.
+// How soon training moves again after a loss, what an asynchronous group keeps, and which of two
+// processes gives way.
+
+#include <signal.h>
 
 #include <cstdint>
 #include <iostream>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "control/child_process.h"
+#include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "tests/integration/job_harness.h"
 
 namespace codistill {
 namespace {
+
+using ::testing::HasSubstr;
 
 constexpr absl::Duration kRecovery = absl::Seconds(10);
 
@@ -96,6 +104,42 @@ TEST(LeaderRecoveryTest, ARestartedLeaderGoesOnWithWhatIsLeft) {
   ASSERT_TRUE(after.ok()) << after.status();
   EXPECT_EQ(after->version().generation(), before->version().generation());
 }
+
+class TwoOfOneIndexTest : public testing::TestWithParam<int> {};
+
+// Two processes of one index on one directory, as when somebody starts a job a second time or a
+// machine that was taken for dead comes back: the older ends by itself and says why.
+TEST_P(TwoOfOneIndexTest, TheOlderEnds) {
+  JobHarness harness(Job(TrainingConfig::SYNC), /*restart=*/false);
+  absl::Status status = harness.Start();
+  if (status.ok()) status = harness.WaitForStep(0, 60);
+  ASSERT_TRUE(status.ok()) << status;
+  const std::string log = NewDirectory("second") + "/log";
+  auto second = ChildProcess::Start(
+      {RunfilesBinaries().parameter_server, "--job=" + harness.directory().job(), "--group=alpha",
+       absl::StrCat("--shard=", GetParam()), "--port=0", "--http_port=0"},
+      log);
+  ASSERT_TRUE(second.ok()) << second.status();
+  const std::string name = absl::StrCat("alpha.shard.", GetParam());
+  FleetMember* older = nullptr;
+  for (const auto& member : harness.fleet().members()) {
+    if (member->name == name) older = member.get();
+  }
+  ASSERT_NE(older, nullptr);
+  for (const absl::Time end = absl::Now() + kPatience; absl::Now() < end;) {
+    if (older->process.Poll()) break;
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  ASSERT_TRUE(older->process.Poll());
+  EXPECT_EQ(older->process.Poll()->exit_code, 1) << older->process.Poll()->ToString();
+  EXPECT_THAT(TailOfFile(harness.fleet().LogPath(*older), 12),
+              HasSubstr("a newer process has taken this one's place"));
+  EXPECT_FALSE(second->Poll()) << second->Poll()->ToString() << TailOfFile(log, 20);
+  second->Signal(SIGKILL);
+}
+
+INSTANTIATE_TEST_SUITE_P(Shards, TwoOfOneIndexTest, testing::Values(0, 1),
+                         [](const auto& info) { return info.param == 0 ? "Leader" : "Shard"; });
 
 }  // namespace
 }  // namespace codistill
