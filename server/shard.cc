@@ -142,6 +142,9 @@ ShardLoad ModelShard::load() const {
   load.set_pushes(counters.pushes);
   load.set_push_bytes(counters.push_bytes);
   load.set_commits(counters.commits);
+  for (EmbeddingTableStatus& table : embeddings_->Status()) {
+    *load.add_tables() = std::move(table);
+  }
   return load;
 }
 
@@ -160,9 +163,6 @@ ProbeReply ModelShard::Probe() {
   reply.set_generation(generation_);
   reply.set_step(step_);
   reply.set_shard_incarnation(generation_ == 0 ? 0 : incarnation_);
-  for (EmbeddingTableStatus& table : embeddings_->Status()) {
-    *reply.mutable_load()->add_tables() = std::move(table);
-  }
   pushes_.Fill(reply.mutable_pushes());
   return reply;
 }

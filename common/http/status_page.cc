@@ -189,6 +189,39 @@ void History(const GetHistoryReply& history, std::string* html) {
   Counters(history.totals(), html);
 }
 
+void Shards(const DaemonStatus& status, std::string* html) {
+  Heading("Shards", html);
+  HeaderRow({"shard", "bytes of weights", "bytes of slots", "pieces", "pulls", "bytes pulled",
+             "pushes", "bytes pushed", "updates"},
+            html);
+  bool tables = false;
+  for (const ShardLoad& shard : status.shards()) {
+    Row({static_cast<double>(shard.shard()), static_cast<double>(shard.weight_bytes()),
+         static_cast<double>(shard.slot_bytes()), static_cast<double>(shard.pieces()),
+         static_cast<double>(shard.pulls()), static_cast<double>(shard.pull_bytes()),
+         static_cast<double>(shard.pushes()), static_cast<double>(shard.push_bytes()),
+         static_cast<double>(shard.commits())},
+        html);
+    tables = tables || shard.tables_size() > 0;
+  }
+  absl::StrAppend(html, "</table>\n");
+  if (!tables) return;
+  Heading("Embedding tables", html);
+  HeaderRow({"table", "shard", "rows", "waiting for admission", "bytes", "created", "evicted",
+             "gradients not admitted", "gradients refused"},
+            html);
+  for (const ShardLoad& shard : status.shards()) {
+    for (const EmbeddingTableStatus& table : shard.tables()) {
+      Row({table.name(), static_cast<double>(shard.shard()), static_cast<double>(table.rows()),
+           static_cast<double>(table.waiting()), static_cast<double>(table.bytes()),
+           static_cast<double>(table.created()), static_cast<double>(table.evicted()),
+           static_cast<double>(table.not_admitted()), static_cast<double>(table.refused())},
+          html);
+    }
+  }
+  absl::StrAppend(html, "</table>\n");
+}
+
 void Models(const DaemonStatus& status, std::string* html) {
   Heading("Models", html);
   HeaderRow({"model", "version", "newest step of its group", "requests", "failures", "swaps",
@@ -254,6 +287,7 @@ std::string RenderStatusPage(const DaemonStatus& status) {
   absl::StrAppend(&html, "</table>\n");
   if (status.has_group_state()) Group(status, &html);
   if (status.members_size() > 0) Members(status, &html);
+  if (status.shards_size() > 0) Shards(status, &html);
   if (status.models_size() > 0) Models(status, &html);
   if (status.has_worker()) {
     Heading("This worker", &html);

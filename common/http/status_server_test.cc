@@ -39,6 +39,11 @@ DaemonStatus Status() {
   EvaluationResult* result = status.mutable_history()->add_evaluations();
   result->set_loss(0.25);
   result->set_accuracy(0.96875);
+  ShardLoad* shard = status.add_shards();
+  shard->set_weight_bytes(4194304);
+  shard->set_pushes(271828);
+  shard->add_tables()->set_name("ads<1>");
+  shard->mutable_tables(0)->set_evicted(31337);
   status.add_models()->set_model("south");
   return status;
 }
@@ -48,7 +53,8 @@ TEST(StatusPageTest, ShowsEverythingEscaped) {
   for (const char* want :
        {"<title>parameter_server north/2</title>", "&lt;mnist&gt;",
         "waiting for &quot;rank 3&quot; &amp; others", "<td class=\"n\">1234567</td>", "TRAINING",
-        "<td>2.41</td>", "&lt;script&gt;alert(1)&lt;/script&gt;", "0.9688", "south"}) {
+        "<td>2.41</td>", "&lt;script&gt;alert(1)&lt;/script&gt;", "0.9688", "south", "4194304",
+        "271828", "ads&lt;1&gt;", "31337"}) {
     EXPECT_NE(html.find(want), std::string::npos) << want;
   }
   EXPECT_EQ(html.find("<script>"), std::string::npos);

@@ -210,6 +210,17 @@ TEST(EmbeddingTables, GroupsTeachEachOtherAndFollowersHearOfEvictions) {
   });
   ASSERT_TRUE(status.ok()) << status;
   EXPECT_GT(rows.erased, 0);
+  for (const char* name : {"alpha.shard.0", "alpha.shard.1"}) {
+    const auto shard = harness.StatusOf(name);
+    ASSERT_TRUE(shard.ok()) << shard.status();
+    // Of a leader: all shards.
+    ASSERT_EQ(shard->shards_size(), shard->members_size() > 0 ? 2 : 1) << name;
+    for (const ShardLoad& load : shard->shards()) {
+      ASSERT_GT(load.tables_size(), 0) << name;
+      EXPECT_GT(load.tables(0).rows(), 0) << name;
+      EXPECT_GT(load.tables(0).evicted(), 0) << name;
+    }
+  }
   status = harness.WaitUntilDone();
   ASSERT_TRUE(status.ok()) << status;
   Rows whole;
