@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <set>
 #include <utility>
 
@@ -13,6 +14,8 @@
 
 namespace codistill {
 namespace {
+
+constexpr int64_t kMostBytes = std::numeric_limits<int64_t>::max();
 
 // Wire shape of a tensor of the job: -1 stands for the batch.
 struct Expected {
@@ -66,8 +69,9 @@ absl::Status CheckInput(const Expected& want, const PredictionRequest::Input& go
   if (elements < 0 || bytes / size != static_cast<size_t>(elements) || bytes % size != 0) {
     return refuse(absl::StrCat("contents are ", bytes, " bytes; shape ", ShapeString(got.shape),
                                " of ", got.datatype, " takes ",
-                               elements < 0 ? std::string("more than there can be")
-                                            : absl::StrCat(elements * static_cast<int64_t>(size))));
+                               elements < 0 || elements > kMostBytes / static_cast<int64_t>(size)
+                                   ? std::string("more than there can be")
+                                   : absl::StrCat(elements * static_cast<int64_t>(size))));
   }
   return absl::OkStatus();
 }

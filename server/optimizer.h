@@ -45,7 +45,8 @@ class Optimizer {
     double trust_ratio = 1;     // LARS: TrustRatio of the whole tensor
   };
   // Reads the old weights and slots and writes the new ones. Everything has as many elements as
-  // `weights`; an output is its own input (an update in place) or overlaps nothing.
+  // `weights`; an output is its own input (an update in place) or overlaps nothing. The gradient
+  // may begin on any boundary.
   void Apply(const Step& step, absl::Span<const float> weights, absl::Span<const float> gradient,
              absl::Span<const float* const> slots, float* new_weights,
              absl::Span<float* const> new_slots) const;

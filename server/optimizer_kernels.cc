@@ -1,6 +1,7 @@
 #include "server/optimizer_kernels.h"
 
 #include <cstdint>
+#include <cstring>
 
 // The sets between these bring nothing here.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_AVX3_DL)
@@ -131,7 +132,13 @@ HWY_INLINE void Write(D d, V value, float* to) {
 template <class R, bool kStream, class D>
 HWY_INLINE void UpdateVectors(D d, const R& rule, const UpdateRange& range, size_t i) {
   Lanes<hn::Vec<D>> x;
-  x.g = hn::LoadU(d, range.gradient + i);
+  if (hn::MaxLanes(D()) == 1) {
+    float gradient;  // of one that lies on no boundary there is only a copy
+    std::memcpy(&gradient, range.gradient + i, sizeof(gradient));
+    x.g = hn::Set(d, gradient);
+  } else {
+    x.g = hn::LoadU(d, range.gradient + i);
+  }
   x.w = hn::LoadU(d, range.weights + i);
   for (int s = 0; s < R::kSlots; ++s) x.slots[s] = hn::LoadU(d, range.slots[s] + i);
   rule.Apply(&x);

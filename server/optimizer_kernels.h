@@ -14,7 +14,7 @@ inline constexpr int kMaxSlots = 2;
 // that nothing overlaps.
 struct UpdateRange {
   size_t size = 0;
-  const float* gradient = nullptr;
+  const float* gradient = nullptr;  // on any boundary
   const float* weights = nullptr;
   const float* slots[kMaxSlots] = {};
   float* new_weights = nullptr;

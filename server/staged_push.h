@@ -11,6 +11,7 @@
 #include "absl/functional/function_ref.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/types/span.h"
 #include "proto/parameter_server.pb.h"
 #include "server/aligned_buffer.h"
 #include "server/embedding/staged_rows.h"
@@ -33,8 +34,8 @@ class ArrivedRanges {
 
 // Writes bytes [begin, begin + size) of a chunk's payload to `to`.
 using CopyOut = absl::FunctionRef<void(size_t begin, size_t size, void* to)>;
-// The same bytes where they lie, on any boundary; null where they do not lie together.
-using ViewOut = absl::FunctionRef<const void*(size_t begin, size_t size)>;
+// Where the byte `begin` lies, on any boundary, with those of the next `size` that follow it there.
+using ViewOut = absl::FunctionRef<absl::Span<const uint8_t>(size_t begin, size_t size)>;
 
 // Takes pushed elements where they are not to be put aside.
 class PushSink {

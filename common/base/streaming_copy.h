@@ -11,6 +11,10 @@ namespace codistill {
 // any other write once the call has returned. The ranges must not overlap.
 void StreamingCopy(void* to, const void* from, size_t size);
 
+// memcpy for what is not in the caches to where it will be read again soon: memory is asked for
+// ahead of its use.
+void PrefetchingCopy(void* to, const void* from, size_t size);
+
 }  // namespace codistill
 
 #endif  // CODISTILL_COMMON_BASE_STREAMING_COPY_H_

@@ -15,6 +15,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/base/deadlock_detection.h"
 #include "common/base/executor.h"
 #include "common/base/file.h"
 #include "common/base/mutex.h"
@@ -271,6 +272,7 @@ absl::StatusOr<std::unique_ptr<Daemon>> Daemon::Start(Options options) {
 }
 
 std::vector<std::string> InitDaemon(int argc, char** argv, const std::string& usage) {
+  DisableDeadlockDetection();
   absl::InitializeSymbolizer(argv[0]);
   absl::InstallFailureSignalHandler({});
   internal::CatchDrainSignals();

@@ -242,12 +242,12 @@ void DecodedPayload::CopyRangeTo(int i, size_t begin, size_t size, void* to) con
   }
 }
 
-const void* DecodedPayload::View(int i, size_t begin, size_t size) const {
+absl::Span<const uint8_t> DecodedPayload::View(int i, size_t begin, size_t size) const {
   for (const absl::Span<const uint8_t> part : parts(i)) {
-    if (begin < part.size()) return size <= part.size() - begin ? part.data() + begin : nullptr;
+    if (begin < part.size()) return part.subspan(begin, size);
     begin -= part.size();
   }
-  return nullptr;
+  return {};
 }
 
 }  // namespace codistill

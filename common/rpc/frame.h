@@ -60,9 +60,9 @@ class DecodedPayload {
   void CopyTo(int i, void* to) const;
   // Bytes [begin, begin + size) of payload `i`, which has them. Large ranges go past the caches.
   void CopyRangeTo(int i, size_t begin, size_t size, void* to) const;
-  // The same bytes where they arrived, on any boundary; null if they do not lie together. Valid as
-  // long as this object.
-  const void* View(int i, size_t begin, size_t size) const;
+  // Where the byte `begin` of payload `i` has arrived, on any boundary, with what follows it there,
+  // up to `size` bytes. Valid as long as this object.
+  absl::Span<const uint8_t> View(int i, size_t begin, size_t size) const;
   // The parts of payload `i`, in order; valid as long as this object.
   absl::Span<const absl::Span<const uint8_t>> parts(int i) const { return payloads_[i].parts; }
 

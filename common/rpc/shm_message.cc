@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cstring>
 
+#include "common/base/streaming_copy.h"
+
 namespace codistill {
 namespace {
 
@@ -58,7 +60,7 @@ bool ShmMessageWriter::Pump() {
     for (size_t todo = bytes; todo > 0;) {
       const grpc::Slice& slice = slices_[slice_];
       const size_t n = std::min(todo, slice.size() - at_);
-      if (n > 0) std::memcpy(to, slice.begin() + at_, n);
+      if (n > 0) PrefetchingCopy(to, slice.begin() + at_, n);
       to += n;
       todo -= n;
       at_ += n;

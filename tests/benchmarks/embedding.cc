@@ -29,6 +29,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
+#include "common/base/deadlock_detection.h"
 #include "common/base/file.h"
 #include "common/base/random.h"
 #include "common/client/row_client.h"
@@ -442,6 +443,7 @@ int Main() {
 }  // namespace codistill
 
 int main(int argc, char** argv) {
+  codistill::DisableDeadlockDetection();
   codistill::RetainHeap();
   absl::ParseCommandLine(argc, argv);
   return codistill::Main();

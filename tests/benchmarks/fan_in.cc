@@ -19,6 +19,7 @@
 #include "absl/flags/parse.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/base/deadlock_detection.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/rpc/channel.h"
@@ -329,6 +330,7 @@ int RunBenchmark() {
 }  // namespace codistill
 
 int main(int argc, char** argv) {
+  codistill::DisableDeadlockDetection();
   absl::ParseCommandLine(argc, argv);
   return codistill::RunBenchmark();
 }

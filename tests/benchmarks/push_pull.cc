@@ -23,6 +23,7 @@
 #include "absl/flags/parse.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/base/deadlock_detection.h"
 #include "common/base/file.h"
 #include "common/base/heap.h"
 #include "common/base/status.h"
@@ -429,6 +430,7 @@ int RunBenchmark() {
 }  // namespace codistill
 
 int main(int argc, char** argv) {
+  codistill::DisableDeadlockDetection();
   codistill::ConfigureHeapForTensors();
   absl::ParseCommandLine(argc, argv);
   return codistill::RunBenchmark();
