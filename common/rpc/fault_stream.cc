@@ -13,7 +13,7 @@
 namespace codistill {
 namespace {
 
-// A broken stream breaks after at most so many messages.
+// A broken stream breaks after fewer messages than this, or at its end.
 constexpr uint64_t kLatestBreak = 6;
 
 class FaultStream final : public BulkStream {
@@ -45,11 +45,16 @@ class FaultStream final : public BulkStream {
 
   bool Read(grpc::ByteBuffer* message) override {
     Flush();
-    return !broken_ && stream_->Read(message);
+    if (broken_ || (Breaks() && count_ >= break_after_)) return Break();
+    if (!stream_->Read(message)) return false;
+    ++count_;
+    return true;
   }
 
   absl::Status Finish() override {
     Flush();
+    // A short one breaks after its last message.
+    if (Breaks()) Break();
     const absl::Status status = stream_->Finish();
     if (broken_) return absl::UnavailableError("injected fault: the connection was lost");
     if (!status.ok()) return status;
@@ -61,13 +66,17 @@ class FaultStream final : public BulkStream {
   void Cancel() override { stream_->Cancel(); }
 
  private:
+  bool Breaks() const { return verdict_.drop || verdict_.kill; }
+  bool Break() {
+    if (broken_) return false;
+    if (verdict_.kill) raise(SIGKILL);
+    broken_ = true;
+    stream_->Cancel();
+    return false;
+  }
+
   bool Send(grpc::ByteBuffer message) {
-    if ((verdict_.drop || verdict_.kill) && count_ >= break_after_) {
-      if (verdict_.kill) raise(SIGKILL);
-      broken_ = true;
-      stream_->Cancel();
-      return false;
-    }
+    if (Breaks() && count_ >= break_after_) return Break();
     ++count_;
     return stream_->Write(std::move(message));
   }
@@ -100,7 +109,7 @@ class FaultStream final : public BulkStream {
   const Opener open_;
   RandomStream random_;
   const uint64_t break_after_;
-  uint64_t count_ = 0;  // messages sent
+  uint64_t count_ = 0;  // messages sent and received
   bool broken_ = false;
   std::vector<grpc::ByteBuffer> held_;
   std::vector<grpc::ByteBuffer> sent_;

@@ -12,12 +12,12 @@ namespace codistill {
 // Opens a stream that meets the faults of point "stream:METHOD" (common/base/fault.h), whatever
 // carries it:
 //
-//   DROP        after a few messages the connection is gone
+//   DROP        after a few messages, or all of them, the connection is gone
 //   DROP_REPLY  the call ends well over there, and as UNAVAILABLE here
 //   DELAY       once, before the first message
-//   DUPLICATE   all its messages arrive a second time, in a call of their own, once it has ended
-//   well REORDER     messages between the first and the last change places with their neighbours
-//   KILL        this process, after a few messages
+//   DUPLICATE   all its messages arrive a second time, in a call of their own, once it ended well
+//   REORDER     messages between the first and the last change places with their neighbours
+//   KILL        this process, after a few messages or all of them
 //
 // Where faults are not enabled in this process: what `open` returns, at no cost.
 std::unique_ptr<BulkStream> OpenWithFaults(const std::string& full_method,

@@ -105,10 +105,10 @@ class FaultStreamTest : public testing::Test {
   }
 
   // Sends "begin", "1" to "8" and "end".
-  absl::Status Call() {
+  absl::Status Call(int middle = 8) {
     const auto stream = BulkStream::Open(channel_, kMethod, absl::Now() + absl::Seconds(30));
     bool open = stream->Write(Message("begin"));
-    for (int i = 1; open && i <= 8; ++i) open = stream->Write(Message(std::to_string(i)));
+    for (int i = 1; open && i <= middle; ++i) open = stream->Write(Message(std::to_string(i)));
     if (open) stream->Write(Message("end"));
     stream->WritesDone();
     grpc::ByteBuffer reply;
@@ -140,6 +140,14 @@ TEST_F(FaultStreamTest, ADroppedStreamBreaksInItsMiddle) {
     whole += call.whole && call.messages == all_ ? 1 : 0;
   }
   EXPECT_EQ(whole, 1);
+}
+
+TEST_F(FaultStreamTest, ADroppedStreamOfFewMessagesBreaksToo) {
+  for (uint64_t seed = 1; seed <= 8; ++seed) {
+    Set(FaultKind::kDrop, seed);
+    EXPECT_TRUE(absl::IsUnavailable(Call(/*middle=*/0))) << seed;
+    EXPECT_TRUE(Call(/*middle=*/0).ok()) << seed;
+  }
 }
 
 TEST_F(FaultStreamTest, OfADroppedReplyTheWorkIsDone) {

@@ -87,15 +87,20 @@ class ChaosRun {
     const auto armed = InjectFaultsInto(member.address, request);
     const absl::Time give_up = absl::Now() + (armed.ok() ? kPointPatience : absl::ZeroDuration());
     bool forced = false;
-    CODISTILL_RETURN_IF_ERROR(harness_.WaitFor(absl::StrCat("the successor of ", kill.victim),
-                                               [&]() -> absl::StatusOr<bool> {
-                                                 if (member.restarts > before) return true;
-                                                 if (!forced && absl::Now() > give_up) {
-                                                   forced = true;
-                                                   harness_.Kill(kill.victim);
-                                                 }
-                                                 return false;
-                                               }));
+    CODISTILL_RETURN_IF_ERROR(harness_.WaitFor(
+        absl::StrCat("the successor of ", kill.victim), [&]() -> absl::StatusOr<bool> {
+          if (member.restarts > before) return true;
+          const absl::StatusOr<int64_t> at = Step();
+          if (at.ok() && *at >= steps_) {
+            return absl::FailedPreconditionError(
+                absl::StrCat("the job came to its end; ", kill.point, " was not met"));
+          }
+          if (!forced && absl::Now() > give_up) {
+            forced = true;
+            harness_.Kill(kill.victim);
+          }
+          return false;
+        }));
     const absl::Time restarted = absl::Now();
     // A restore takes the group back; moving again means a step after that.
     const absl::StatusOr<int64_t> at = Step();
