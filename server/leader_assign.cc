@@ -281,8 +281,8 @@ absl::StatusOr<HeartbeatReply> GroupLeader::Heartbeat(const HeartbeatRequest& re
   const absl::Time now = options_.clock->Now();
   absl::StatusOr<HeartbeatReply> result = HeartbeatReply();
   Enter([&] {
-    absl::Status status =
-        membership_.Check(request.rank(), request.incarnation(), /*known_only=*/false);
+    absl::Status status = membership_.Check(request.rank(), request.incarnation(),
+                                            /*known_only=*/false, request.process_nonce());
     if (status.ok() && !request.fatal_error().empty()) {
       Fail(absl::StrCat("worker ", request.rank(), " of group ", GroupName(), ": ",
                         request.fatal_error()));

@@ -32,7 +32,10 @@ TEST(MembershipTest, NewestProcessOfARankWins) {
   const uint64_t second = members.Register(Process(1, 11), kNow).value();
   EXPECT_GT(second, first);
   EXPECT_EQ(members.Check(1, first, true).code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_EQ(members.Check(1, first, false, 10).code(), absl::StatusCode::kFailedPrecondition);
   EXPECT_TRUE(members.Check(1, second, true).ok());
+  // Of itself, before a leader that has forgotten it gave it another: it is to ask, not to leave.
+  EXPECT_EQ(members.Check(1, first, false, 11).code(), absl::StatusCode::kAborted);
   EXPECT_EQ(members.Check(1, second + 1, true).code(), absl::StatusCode::kAborted);
   EXPECT_TRUE(members.Check(1, second + 1, false).ok());
   // The loser cannot come back, or two processes would replace one another for ever.

@@ -57,9 +57,15 @@ absl::StatusOr<uint64_t> Membership::Register(const RegisterRequest& request, ab
   return member.incarnation;
 }
 
-absl::Status Membership::Check(int32_t rank, uint64_t incarnation, bool known_only) const {
+absl::Status Membership::Check(int32_t rank, uint64_t incarnation, bool known_only,
+                               uint64_t nonce) const {
   CODISTILL_RETURN_IF_ERROR(CheckRank(rank));
   const Member& member = members_[rank];
+  if (incarnation < member.incarnation && nonce != 0 && nonce == member.nonce) {
+    return absl::AbortedError(absl::StrCat("worker ", rank, " of group ", group_, ": incarnation ",
+                                           incarnation, " is now ", member.incarnation,
+                                           "; register again"));
+  }
   if (incarnation < member.incarnation) {
     return absl::FailedPreconditionError(
         absl::StrCat("worker ", rank, " of group ", group_, ": incarnation ", incarnation,

@@ -35,8 +35,10 @@ class Membership {
   // FAILED_PRECONDITION: this process was replaced by a newer one already.
   absl::StatusOr<uint64_t> Register(const RegisterRequest& request, absl::Time now);
 
-  // FAILED_PRECONDITION if a newer process has the rank, or (`known_only`) none has registered yet.
-  absl::Status Check(int32_t rank, uint64_t incarnation, bool known_only) const;
+  // FAILED_PRECONDITION if a newer process has the rank. ABORTED, to be answered by registering
+  // again: this process (`nonce`, where it is known) has got a newer incarnation meanwhile, or
+  // (`known_only`) it is not registered.
+  absl::Status Check(int32_t rank, uint64_t incarnation, bool known_only, uint64_t nonce = 0) const;
   bool registered(int32_t rank) const { return members_[rank].incarnation != 0; }
   // Whether this process has the rank.
   bool Is(int32_t rank, uint64_t process_nonce) const {

@@ -367,6 +367,7 @@ void Trainer::Beat() {
     progress_->SetTeacherRequests(counters.requests, counters.failures);
   }
   request.set_rank(options_.rank);
+  request.set_process_nonce(options_.process_nonce);
   *request.mutable_counters() = progress_->counters();
   request.set_state(progress_->description());
   const absl::StatusOr<HeartbeatReply> reply =
@@ -393,6 +394,7 @@ void Trainer::Leave(const absl::Status& status) {
   }
   HeartbeatRequest request;
   request.set_rank(options_.rank);
+  request.set_process_nonce(options_.process_nonce);
   request.set_incarnation(session_.incarnation);
   *request.mutable_counters() = progress_->counters();
   request.set_state(progress_->description());
