@@ -4,5 +4,5 @@
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/../.."
 
-deploy/bazel.sh test -c opt --show_progress_rate_limit=10 --test_output=errors --test_timeout=900 \
+deploy/bazel.sh test --config=opt --show_progress_rate_limit=10 --test_output=errors --test_timeout=900 \
   //server:leader_async_long_test //server:async_server_long_test
