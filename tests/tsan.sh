@@ -9,7 +9,7 @@ readarray -t targets < <(deploy/bazel.sh query 2>/dev/null 'kind("cc_test rule",
     except rdeps(//..., //third_party:torch)
     except attr("tags", "manual", //...)
   union kind("cc_test rule", //server:all)
-    except rdeps(//server:all, //server:parameter_server, 2)
+    except rdeps(//server:all, //server:server)
     except rdeps(//..., //third_party:torch)
     except attr("tags", "manual", //...)')
 if [ ${#targets[@]} -lt 50 ]; then
