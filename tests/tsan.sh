@@ -8,6 +8,7 @@ readarray -t targets < <(deploy/bazel.sh query 2>/dev/null 'kind("cc_test rule",
     except rdeps(//..., //third_party:grpc)
     except rdeps(//..., //third_party:torch)
     except attr("tags", "manual", //...)
+    except //cuda:loss_cuda_test
   union kind("cc_test rule", //server:all)
     except rdeps(//server:all, //server:server)
     except rdeps(//..., //third_party:torch)

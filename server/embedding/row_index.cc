@@ -11,6 +11,9 @@ using Segment = RowIndex::Segment;
 using Group = RowIndex::Group;
 using Entry = RowIndex::Entry;
 
+// A quarter of what a slab of rows wants, whose entries these are.
+constexpr int kUnitsAhead = 2;
+
 constexpr size_t kBlockBytes = RowIndex::kBlockGroups * sizeof(Group);
 
 // Random keys fill all segments at one pace. So that they do not all grow in the same batch, each
@@ -43,13 +46,14 @@ void MakeEmpty(Group* groups, uint32_t count) {
 
 }  // namespace
 
-RowIndex::RowIndex() { Clear(); }
+RowIndex::RowIndex() : ahead_(HugeMemory::kUnit, kUnitsAhead) { Clear(); }
 
 void RowIndex::Clear() {
   directory_.clear();
   segments_.clear();
   free_blocks_.clear();
   memory_.clear();
+  ahead_.Clear();
   memory_used_ = 0;
   size_ = 0;
   mask_ = 0;
@@ -61,7 +65,7 @@ void RowIndex::Clear() {
 
 uint64_t RowIndex::bytes() const {
   uint64_t bytes = directory_.capacity() * sizeof(Segment*) + segments_.size() * sizeof(Segment) +
-                   scratch_.capacity() * sizeof(Entry);
+                   scratch_.capacity() * sizeof(Entry) + ahead_.bytes();
   for (const HugeMemory& memory : memory_) bytes += memory.size();
   return bytes;
 }
@@ -74,7 +78,8 @@ Group* RowIndex::NewBlock() {
   }
   if (memory_.empty() || memory_used_ + kBlockBytes > memory_.back().size()) {
     // A small table shall not take a huge page.
-    memory_.emplace_back(HugeMemory::kUnit, !memory_.empty());
+    memory_.push_back(memory_.empty() ? HugeMemory(HugeMemory::kUnit, /*huge=*/false)
+                                      : ahead_.Take());
     memory_used_ = 0;
   }
   auto* const block = reinterpret_cast<Group*>(memory_.back().data() + memory_used_);

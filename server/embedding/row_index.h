@@ -8,6 +8,7 @@
 
 #include "common/embedding/row_placement.h"
 #include "server/embedding/huge_memory.h"
+#include "server/embedding/memory_ahead.h"
 
 namespace codistill {
 
@@ -129,6 +130,7 @@ class RowIndex {
   uint64_t size_ = 0;
   uint64_t moves_ = 0;
 
+  MemoryAhead ahead_;
   std::vector<HugeMemory> memory_;
   size_t memory_used_ = 0;  // of the last
   std::vector<Group*> free_blocks_;

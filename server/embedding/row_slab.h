@@ -3,9 +3,11 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "server/embedding/huge_memory.h"
+#include "server/embedding/memory_ahead.h"
 
 namespace codistill {
 
@@ -34,6 +36,7 @@ class RowSlab {
   const size_t row_floats_;
   int shift_ = 0;  // log2 of the rows of a chunk
   uint32_t mask_ = 0;
+  std::unique_ptr<MemoryAhead> ahead_;
   std::vector<HugeMemory> chunks_;
   std::vector<uint32_t> free_;
   uint32_t next_ = 0;  // first row never used
