@@ -413,7 +413,7 @@ int64_t EmbeddingTable::Admit(uint64_t key, uint64_t hash, uint32_t use,
     return -1;
   }
   // Making room moves entries, and may condemn this one.
-  entry = index_.Find(hash, key);
+  if (ledger_.bounded()) entry = index_.Find(hash, key);
   const uint32_t number = slab_.Allocate();
   float* const row = slab_.At(number);
   DefaultRow(options_.init, key, absl::MakeSpan(row, options_.dim));

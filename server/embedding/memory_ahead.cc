@@ -1,5 +1,6 @@
 #include "server/embedding/memory_ahead.h"
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -34,6 +35,11 @@ struct MemoryAhead::State {
   State(size_t block_bytes, int ahead)
       : block_bytes(block_bytes), ahead(static_cast<size_t>(ahead)) {}
 
+  bool Wants() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu) {
+    const size_t share = static_cast<size_t>(std::max(taken / kShare, 1));
+    return !over && taken >= kSmall && ready.size() < std::min(ahead, share);
+  }
+
   const size_t block_bytes;
   const size_t ahead;
   Mutex mu;
@@ -62,7 +68,8 @@ HugeMemory MemoryAhead::Take() {
       block = std::move(state_->ready.back());
       state_->ready.pop_back();
     }
-    make = ++state_->taken >= kSmall && !state_->making && state_->ready.size() < state_->ahead;
+    ++state_->taken;
+    make = !state_->making && state_->Wants();
     if (make) state_->making = true;
   }
   if (make && !Maker().Schedule([state = state_] { Make(state); }).ok()) {
@@ -78,7 +85,7 @@ void MemoryAhead::Make(const std::shared_ptr<State>& state) {
     uint64_t cleared = 0;
     {
       MutexLock lock(&state->mu);
-      if (state->over || state->taken < kSmall || state->ready.size() >= state->ahead) {
+      if (!state->Wants()) {
         state->making = false;
         return;
       }

@@ -15,7 +15,7 @@ namespace codistill {
 // themselves. Nothing is made ahead for what stays small. Thread-safe.
 class MemoryAhead {
  public:
-  // `ahead`: blocks kept ready, once kSmall have been taken.
+  // `ahead`: blocks kept ready at most: one for kShare taken, once kSmall have been.
   MemoryAhead(size_t block_bytes, int ahead);
   // Does not wait for a block that is being made.
   ~MemoryAhead();
@@ -23,6 +23,7 @@ class MemoryAhead {
   MemoryAhead& operator=(const MemoryAhead&) = delete;
 
   static constexpr int kSmall = 8;
+  static constexpr int kShare = 16;
 
   // A block that was made ready, or a fresh one where there is none.
   HugeMemory Take();

@@ -12,7 +12,7 @@ using Group = RowIndex::Group;
 using Entry = RowIndex::Entry;
 
 // A quarter of what a slab of rows wants, whose entries these are.
-constexpr int kUnitsAhead = 2;
+constexpr int kUnitsAhead = 4;
 
 constexpr size_t kBlockBytes = RowIndex::kBlockGroups * sizeof(Group);
 
@@ -25,9 +25,15 @@ uint32_t MaxEntries(uint32_t groups, uint32_t ordinal) {
 
 uint32_t NextBlocks(uint32_t blocks) { return blocks < 4 ? 2 * blocks : blocks + 4; }
 
-// For half a segment's entries after a split, mostly: 17 to 20 blocks.
+// Of a segment that splits rather than grow beyond. Two sizes, so that half as many split in the
+// same batch.
+uint32_t MaxBlocks(uint32_t ordinal) {
+  return ordinal / 4 % 2 == 0 ? RowIndex::kMaxBlocks : RowIndex::kMaxBlocks - 4;
+}
+
+// For half a segment's entries after a split, mostly: 15 to 20 blocks.
 uint32_t BlocksFor(size_t entries, uint32_t ordinal) {
-  uint32_t blocks = 17 + ordinal % 4;
+  uint32_t blocks = 13 + ordinal % 4;
   while (blocks < RowIndex::kMaxBlocks &&
          entries >= MaxEntries(blocks * RowIndex::kBlockGroups, ordinal)) {
     blocks = std::min(NextBlocks(blocks), RowIndex::kMaxBlocks);
@@ -156,7 +162,7 @@ Entry* RowIndex::Insert(uint64_t hash, uint64_t key, uint32_t touched, uint32_t 
   // Should a split leave one half full, that one is split again.
   while (segment->entries >= MaxEntries(segment->groups, segment->ordinal)) {
     ++moves_;
-    if (NextBlocks(segment->groups / kBlockGroups) <= kMaxBlocks) {
+    if (NextBlocks(segment->groups / kBlockGroups) <= MaxBlocks(segment->ordinal)) {
       Grow(segment);
     } else {
       Split(segment);

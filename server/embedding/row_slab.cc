@@ -5,8 +5,8 @@
 namespace codistill {
 namespace {
 
-// What a large batch of new rows takes.
-constexpr int kChunksAhead = 8;
+// A few large batches of new rows.
+constexpr int kChunksAhead = 16;
 
 }  // namespace
 
