@@ -121,9 +121,11 @@ class ServerTest : public testing::Test {
   }
 
   std::unique_ptr<TensorClient> Client(const RegisterReply& reply,
-                                       DataType transfer_dtype = DT_FLOAT) {
+                                       DataType transfer_dtype = DT_FLOAT,
+                                       DataType push_dtype = DT_FLOAT) {
     TensorClient::Options options;
     options.transfer_dtype = transfer_dtype;
+    options.push_dtype = push_dtype;
     options.group = group_;
     options.shard_map = reply.shard_map();
     options.shard_addresses = {reply.shard_addresses().begin(), reply.shard_addresses().end()};

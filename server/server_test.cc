@@ -21,6 +21,7 @@
 #include "common/rpc/channel.h"
 #include "common/rpc/frame.h"
 #include "common/tensor/bfloat16.h"
+#include "common/tensor/float16.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/parameter_server.h"
@@ -199,8 +200,8 @@ TEST_F(ServerTest, BadPushesAreRefusedByName) {
     return std::string(status.message());
   };
   const std::string four = "0123456789abcdef";
-  EXPECT_THAT(refused([](TensorChunk* c) { c->set_dtype(DT_HALF); }, four),
-              HasSubstr("tensor w: has dtype DT_FLOAT, not DT_HALF"));
+  EXPECT_THAT(refused([](TensorChunk* c) { c->set_dtype(DT_BFLOAT16); }, four),
+              HasSubstr("tensor w: has dtype DT_FLOAT, not DT_BFLOAT16"));
   EXPECT_THAT(refused([](TensorChunk* c) { c->set_tensor(77); }, four),
               HasSubstr("tensor 77 is not in the shard map"));
   EXPECT_THAT(refused([](TensorChunk* c) { c->set_begin(160 * 128 - 2); }, four),
@@ -342,6 +343,39 @@ TEST_F(ServerTest, ShutdownWithParkedCallsReturns) {
   puller.join();
   EXPECT_EQ(push.code(), absl::StatusCode::kUnavailable) << push;
   EXPECT_EQ(pull.code(), absl::StatusCode::kUnavailable) << pull;
+}
+
+TEST_F(ServerTest, PushesInHalfPrecision) {
+  job_ = TestJob(directory_, kShards, /*workers=*/1);
+  for (int s = 0; s < kShards; ++s) job_.mutable_groups(0)->add_shards();
+  Start();
+  const RegisterReply me = Register(0);
+  const auto client = Client(me, DT_FLOAT, DT_HALF);
+  // 1/3 as the nearest half, in every element; weights stay fp32.
+  const float third = FromFloat16(ToFloat16(1.0f / 3));
+  EXPECT_NE(third, 1.0f / 3);
+  auto result = Push(client.get(), me, 0, 1, 1.0f / 3, 1, 1);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->outcome, APPLIED);
+  const uint64_t half_bytes = result->bytes;
+  // Finite as a float, but not as a half: refused by name, and nothing changes.
+  result = Push(client.get(), me, 0, 2, 70000, 1, 1);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->outcome, REJECTED);
+  EXPECT_THAT(result->message, HasSubstr("tensor w"));
+  result = Push(Client(me).get(), me, 0, 3, 0, 1, 1);
+  ASSERT_TRUE(result.ok()) << result.status();
+  EXPECT_EQ(result->outcome, APPLIED);
+  EXPECT_LT(half_bytes, result->bytes * 0.6);
+  WorkerModel model(map_);
+  const auto pulled =
+      client->Pull(TensorClient::Source::kStep, me.generation(), 3, model.views, Soon());
+  ASSERT_TRUE(pulled.ok()) << pulled.status();
+  const float rate = job_.training().optimizer().learning_rate();
+  for (int64_t i = 0; i < 20480; ++i) {
+    ASSERT_NEAR(model.At(0, i), TestValue("w", i) - rate * third, 1e-6) << i;
+  }
+  EXPECT_NEAR(model.At(4, 0), 1, 1e-6);  // buffers are as they were
 }
 
 TEST_F(ServerTest, AsyncAppliesAtTheEnd) {

@@ -78,9 +78,10 @@ class Cut {
 //
 // Memory, in copies of the values (V) and of the slots (S), when every element changes with every
 // step: 1 V + 1 S live; held_cuts V; 1 V + 1 S for a snapshot whose checkpoint is being written
-// (less where it is a held cut, too); 1 V + 1 S for a push that is taken early; max_old_cuts V for readers of cuts that are no longer held;
-// max_live_reads V for readers of live weights. Beyond these bounds the oldest reader's version is
-// revoked. Blocks that gRPC has not sent yet come on top: a few frames a call.
+// (less where it is a held cut, too); 1 V + 1 S for a push that is taken early; max_old_cuts V for
+// readers of cuts that are no longer held; max_live_reads V for readers of live weights. Beyond
+// these bounds the oldest reader's version is revoked. Blocks that gRPC has not sent yet come on
+// top: a few frames a call.
 //
 // One thread at a time calls the methods that change something (the shard's executor); the const
 // ones and Live are thread-safe beside it.

@@ -4,8 +4,14 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
+#include "common/tensor/float16.h"
 
 namespace codistill {
+namespace {
+
+constexpr size_t kWidenedAtATime = 2048;
+
+}  // namespace
 
 bool ArrivedRanges::Add(int64_t begin, int64_t end) {
   if (begin >= end) return true;
@@ -54,14 +60,16 @@ absl::StatusOr<StagedPush::Range> StagedPush::Check(const TensorChunk& chunk,
     return wrong(
         absl::StrCat("encoding ", static_cast<int>(chunk.encoding()), " is not known; DENSE is"));
   }
-  if (chunk.dtype() != piece.dtype) {
+  const bool half = chunk.dtype() == DT_HALF && piece.role == TensorSpec::PARAMETER;
+  if (chunk.dtype() != piece.dtype && !half) {
     return wrong(absl::StrCat("has dtype ", DataType_Name(piece.dtype), ", not ",
                               DataType_Name(chunk.dtype())));
   }
-  if (payload_bytes != static_cast<uint64_t>(chunk.count()) * piece.element_size) {
+  const uint64_t expected =
+      static_cast<uint64_t>(chunk.count()) * (half ? sizeof(uint16_t) : piece.element_size);
+  if (payload_bytes != expected) {
     return wrong(absl::StrCat(chunk.count(), " elements came with ", payload_bytes, " bytes; ",
-                              static_cast<uint64_t>(chunk.count()) * piece.element_size,
-                              " were expected"));
+                              expected, " were expected"));
   }
   const int64_t first = chunk.begin() - piece.piece.begin();
   if (!arrived_[index].Add(first, first + chunk.count())) {
@@ -77,25 +85,52 @@ absl::Status StagedPush::Superseded() const {
       absl::StrCat("a newer push of rank ", begin_.rank(), " has taken the place of this one"));
 }
 
-absl::StatusOr<void*> StagedPush::Place(const TensorChunk& chunk, size_t payload_bytes) {
-  if (superseded()) return Superseded();
-  if (chunk.content() == TensorChunk::WORKER_STATE) return PlaceWorkerState(chunk, payload_bytes);
-  CODISTILL_ASSIGN_OR_RETURN(const Range range, Check(chunk, payload_bytes));
+void* StagedPush::PlaceOf(const Range& range) const {
   const ShardPiece& piece = layout_->pieces()[range.piece];
   return buffer_->data() + piece.offset + static_cast<uint64_t>(range.first) * piece.element_size;
 }
 
+absl::StatusOr<void*> StagedPush::Place(const TensorChunk& chunk, size_t payload_bytes) {
+  if (superseded()) return Superseded();
+  if (chunk.content() == TensorChunk::WORKER_STATE) return PlaceWorkerState(chunk, payload_bytes);
+  CODISTILL_ASSIGN_OR_RETURN(const Range range, Check(chunk, payload_bytes));
+  return PlaceOf(range);
+}
+
 absl::Status StagedPush::Take(const TensorChunk& chunk, size_t payload_bytes, CopyOut copy,
                               ViewOut view) {
-  if (sink_ == nullptr || chunk.content() == TensorChunk::WORKER_STATE) {
+  if (chunk.content() == TensorChunk::WORKER_STATE) {
     CODISTILL_ASSIGN_OR_RETURN(void* const place, Place(chunk, payload_bytes));
     if (payload_bytes > 0) copy(0, payload_bytes, place);
     return absl::OkStatus();
   }
   if (superseded()) return Superseded();
   CODISTILL_ASSIGN_OR_RETURN(const Range range, Check(chunk, payload_bytes));
-  sink_->Take(range.piece, range.first, chunk.count(), copy, view);
+  if (chunk.dtype() != DT_HALF) {
+    TakeElements(range, chunk.count(), payload_bytes, copy, view);
+    return absl::OkStatus();
+  }
+  // Floats from here on.
+  const auto widen = [copy](size_t begin, size_t size, void* to) {
+    uint16_t halves[kWidenedAtATime];
+    for (size_t at = 0; at < size / sizeof(float); at += kWidenedAtATime) {
+      const size_t some = std::min(kWidenedAtATime, size / sizeof(float) - at);
+      copy(begin / 2 + at * sizeof(uint16_t), some * sizeof(uint16_t), halves);
+      FromFloat16(halves, some, static_cast<float*>(to) + at);
+    }
+  };
+  TakeElements(range, chunk.count(), 2 * payload_bytes, widen,
+               [](size_t, size_t) { return absl::Span<const uint8_t>(); });
   return absl::OkStatus();
+}
+
+void StagedPush::TakeElements(const Range& range, int64_t count, size_t bytes, CopyOut copy,
+                              ViewOut view) {
+  if (sink_ != nullptr) {
+    sink_->Take(range.piece, range.first, count, copy, view);
+  } else if (bytes > 0) {
+    copy(0, bytes, PlaceOf(range));
+  }
 }
 
 absl::StatusOr<void*> StagedPush::PlaceWorkerState(const TensorChunk& chunk, size_t payload_bytes) {

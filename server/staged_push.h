@@ -68,12 +68,13 @@ class StagedPush {
   const PushBegin& begin() const { return begin_; }
 
   // Takes the payload of a chunk, which counts as arrived from now on; `copy` and `view` get it
-  // out. Errors as Place.
+  // out. Gradients may be of DT_HALF. Errors as Place.
   absl::Status Take(const TensorChunk& chunk, size_t payload_bytes, CopyOut copy, ViewOut view);
 
   // Where to copy the payload of a chunk, which counts as arrived from now on. INVALID_ARGUMENT,
   // naming the tensor: not in the map, not on this shard, beyond a piece, sent twice, wrong dtype
-  // or payload length, or content that does not fit its role. Without a sink only.
+  // or payload length, or content that does not fit its role. Without a sink only, and for chunks
+  // of the tensor's own dtype.
   absl::StatusOr<void*> Place(const TensorChunk& chunk, size_t payload_bytes);
 
   // OK, or INVALID_ARGUMENT naming the first tensor that has not wholly arrived.
@@ -102,6 +103,8 @@ class StagedPush {
     int64_t first = 0;
   };
   absl::Status Superseded() const;
+  void* PlaceOf(const Range& range) const;
+  void TakeElements(const Range& range, int64_t count, size_t bytes, CopyOut copy, ViewOut view);
   absl::StatusOr<Range> Check(const TensorChunk& chunk, size_t payload_bytes);
   absl::StatusOr<void*> PlaceWorkerState(const TensorChunk& chunk, size_t payload_bytes);
 

@@ -1,7 +1,11 @@
 #include "server/staged_push.h"
 
+#include <cstring>
 #include <string>
+#include <utility>
+#include <vector>
 
+#include "common/tensor/float16.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/test_model.h"
@@ -93,6 +97,44 @@ TEST_F(StagedPushTest, RefusesWhatDoesNotFitAndNamesIt) {
   ExpectRefused(Chunk(2, 0, 3, kGradient), 12, "tensor w2");
   ASSERT_TRUE(push_->Place(Chunk(1, 0, 100, kGradient), 400).ok());
   ExpectRefused(Chunk(1, 99, 2, kGradient), 8, "tensor b: elements [99, 101) overlap");
+}
+
+// Halves become floats, staged or taken at once.
+TEST_F(StagedPushTest, TakesGradientsInHalfPrecision) {
+  struct Sink final : PushSink {
+    void Take(int, int64_t first, int64_t count, CopyOut copy, ViewOut view) override {
+      EXPECT_EQ(first, 28);
+      got.resize(count);
+      EXPECT_TRUE(view(0, 4).empty());
+      // In two parts.
+      copy(0, 12, got.data());
+      copy(12, 4 * count - 12, got.data() + 3);
+    }
+    std::vector<float> got;
+  };
+  std::vector<float> gradient;
+  for (int i = 0; i < 100; ++i) gradient.push_back(static_cast<float>(i) - 0.25f);
+  std::vector<uint16_t> halves(gradient.size());
+  ToFloat16(gradient.data(), gradient.size(), halves.data());
+  const auto copy = [&](size_t begin, size_t size, void* to) {
+    std::memcpy(to, reinterpret_cast<const uint8_t*>(halves.data()) + begin, size);
+  };
+  const auto view = [](size_t, size_t) { return absl::Span<const uint8_t>(); };
+  const TensorChunk chunk = Chunk(1, 28, 100, kGradient, DT_HALF);
+  ASSERT_TRUE(push_->Take(chunk, 200, copy, view).ok());
+  const ShardPiece& piece = layout_->pieces()[layout_->Find(1, 28, 100).value()];
+  const auto* const staged = reinterpret_cast<const float*>(push_->data() + piece.offset) + 28;
+  EXPECT_EQ(std::vector<float>(staged, staged + 100), gradient);
+  EXPECT_FALSE(push_->Take(chunk, 200, copy, view).ok());  // twice
+
+  auto sink = std::make_unique<Sink>();
+  const Sink& taken = *sink;
+  StagedPush early(layout_.get(), PushBegin(), std::move(sink));
+  ASSERT_TRUE(early.Take(chunk, 200, copy, view).ok());
+  EXPECT_EQ(taken.got, gradient);
+
+  ExpectRefused(Chunk(0, 0, 4, kGradient, DT_HALF), 16, "4 elements came with 16 bytes; 8 were");
+  ExpectRefused(Chunk(4, 0, 4, kValue, DT_HALF), 8, "tensor mean: has dtype DT_FLOAT, not DT_HALF");
 }
 
 TEST_F(StagedPushTest, WorkerStateComesInOrder) {

@@ -298,6 +298,7 @@ absl::Status Trainer::Enter(const RegisterReply& reply, bool aborted) {
     options.group.set_group(GroupName());
     options.shard_map = reply.shard_map();
     options.shard_addresses = addresses;
+    options.push_dtype = options_.job.transport().push_dtype();
     if (HasEmbeddings(options_.job.model())) {
       RowClient::Options rows;
       rows.group = options.group;

@@ -16,6 +16,7 @@
 #include "common/client/call_group.h"
 #include "common/client/push_verdict.h"
 #include "common/rpc/bulk_channel.h"
+#include "common/rpc/frame.h"
 #include "proto/parameter_server.pb.h"
 
 namespace codistill {
@@ -32,8 +33,10 @@ class ShardPush {
     TensorChunk chunk;
     RowChunk rows;     // with a count: rows of an embedding table, not a chunk
     std::string name;  // of the tensor, for not_finite_tensor
+    // Elements of the chunk's dtype; of a chunk of DT_HALF, floats that are rounded when it is
+    // sent.
     const void* data = nullptr;
-    size_t size = 0;
+    size_t size = 0;  // bytes on the wire
     std::shared_ptr<const void> owner;
   };
 
@@ -57,6 +60,8 @@ class ShardPush {
   void Run(std::shared_ptr<BulkChannel> channel, const PushBegin& begin);
   absl::Status Send(BulkStream* stream, const PushBegin& begin);
   absl::Status ReadReply(BulkStream* stream);
+  void AddSum(const Part& part, double squares);
+  PayloadRef Halve(const Part& part);
   bool Write(BulkStream* stream, const FrameHeader& header, absl::Span<const Part> parts);
   bool HasRoom() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return over_ || !full_; }
   bool HasWork() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {

@@ -27,6 +27,7 @@ struct Shards {
   ShardLayout layout;
   std::vector<std::string> addresses;
   std::vector<std::shared_ptr<BulkChannel>> channels;
+  DataType push_dtype = DT_FLOAT;  // of fp32 gradients
 
   std::string Label(int shard) const {
     return absl::StrCat("shard ", shard, " (", addresses[shard], ")");
@@ -63,11 +64,12 @@ class PushStreamImpl final : public PushStream {
 
   void AddGradient(int index, const float* data, std::shared_ptr<const void> owner) override {
     if (shards_->layout.frozen(index)) return;
-    Add(index, TensorChunk::GRADIENT, DT_FLOAT, data, std::move(owner));
+    Add(index, TensorChunk::GRADIENT, shards_->push_dtype, sizeof(float), data, std::move(owner));
   }
 
   void AddBuffer(int index, const void* data, std::shared_ptr<const void> owner) override {
-    Add(index, TensorChunk::VALUE, shards_->layout.tensor(index).dtype(), data, std::move(owner));
+    const DataType dtype = shards_->layout.tensor(index).dtype();
+    Add(index, TensorChunk::VALUE, dtype, ElementSize(dtype), data, std::move(owner));
   }
 
   void AddWorkerState(std::string state) override {
@@ -76,7 +78,7 @@ class PushStreamImpl final : public PushStream {
     part.chunk.set_dtype(DT_UINT8);
     part.chunk.set_content(TensorChunk::WORKER_STATE);
     part.name = "worker state";
-    AddChunks(pushes_[0].get(), part, 0, static_cast<int64_t>(owner->size()), 1, owner->data(),
+    AddChunks(pushes_[0].get(), part, 0, static_cast<int64_t>(owner->size()), 1, 1, owner->data(),
               owner);
   }
 
@@ -133,8 +135,9 @@ class PushStreamImpl final : public PushStream {
   }
 
  private:
-  void Add(int index, TensorChunk::Content content, DataType dtype, const void* data,
-           std::shared_ptr<const void> owner) {
+  // `dtype`: on the wire; `element_size`: in memory.
+  void Add(int index, TensorChunk::Content content, DataType dtype, size_t element_size,
+           const void* data, std::shared_ptr<const void> owner) {
     const ShardLayout& layout = shards_->layout;
     ShardPush::Part part;
     part.chunk.set_tensor(index);
@@ -143,21 +146,22 @@ class PushStreamImpl final : public PushStream {
     part.name = layout.tensor(index).name();
     for (const Piece& piece : layout.of_tensor(index)) {
       AddChunks(pushes_[piece.shard()].get(), part, piece.begin(), piece.count(),
-                ElementSize(dtype), static_cast<const char*>(data), owner);
+                ElementSize(dtype), element_size, static_cast<const char*>(data), owner);
     }
   }
 
   // `data`: of the whole tensor.
   void AddChunks(ShardPush* push, ShardPush::Part part, int64_t begin, int64_t count,
-                 size_t element_size, const char* data, const std::shared_ptr<const void>& owner) {
-    const int64_t step = kFramePayloadBytes / static_cast<int64_t>(element_size);
+                 size_t wire_size, size_t element_size, const char* data,
+                 const std::shared_ptr<const void>& owner) {
+    const int64_t step = kFramePayloadBytes / static_cast<int64_t>(wire_size);
     const int64_t end = begin + count;
     for (int64_t at = begin; at < end; at += step) {
       const int64_t n = std::min(step, end - at);
       part.chunk.set_begin(at);
       part.chunk.set_count(n);
       part.data = data + at * element_size;
-      part.size = n * element_size;
+      part.size = n * wire_size;
       part.owner = owner;
       push->Add(part);
     }
@@ -312,7 +316,12 @@ absl::StatusOr<TensorClient::PullResult> TensorClientImpl::Pull(
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<TensorClient>> TensorClient::Create(Options options) {
+  if (options.push_dtype != DT_FLOAT && options.push_dtype != DT_HALF) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("push_dtype: ", DataTypeName(options.push_dtype), "; FP32 or FP16 is right"));
+  }
   auto shards = std::make_shared<Shards>();
+  shards->push_dtype = options.push_dtype;
   CODISTILL_ASSIGN_OR_RETURN(shards->layout, ShardLayout::Create(std::move(options.shard_map)));
   if (static_cast<int>(options.shard_addresses.size()) != shards->layout.num_shards()) {
     return absl::InvalidArgumentError(absl::StrCat("the shard map has ",

@@ -60,6 +60,8 @@ class TensorClient {
     // How fp32 parameters travel in pulls: DT_FLOAT or DT_BFLOAT16 (PullRequest.transfer_dtype).
     // Views are fp32 either way.
     DataType transfer_dtype = DT_FLOAT;
+    // How fp32 gradients travel in pushes: DT_FLOAT or DT_HALF (TransportConfig.push_dtype).
+    DataType push_dtype = DT_FLOAT;
   };
   virtual ~TensorClient() = default;
   // INVALID_ARGUMENT if addresses and map disagree in number.

@@ -238,6 +238,9 @@ INSTANTIATE_TEST_SUITE_P(
         {kGood,
          {"prediction.transfer_dtype=DT_HALF"},
          "prediction.transfer_dtype: is DT_HALF; DT_FLOAT or DT_BFLOAT16 is right"},
+        {kGood,
+         {"transport.push_dtype=DT_BFLOAT16"},
+         "transport.push_dtype: is DT_BFLOAT16; DT_FLOAT or DT_HALF is right"},
     }));
 
 TEST(Rules, OfAnEmptyJobAreAllReported) {

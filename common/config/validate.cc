@@ -318,6 +318,11 @@ void CheckTheRest(const JobConfig& job, Mistakes* mistakes) {
     mistakes->Add("prediction.transfer_dtype", absl::StrCat("is ", DataType_Name(transfer),
                                                             "; DT_FLOAT or DT_BFLOAT16 is right"));
   }
+  const DataType push = job.transport().push_dtype();
+  if (push != DT_FLOAT && push != DT_HALF) {
+    mistakes->Add("transport.push_dtype",
+                  absl::StrCat("is ", DataType_Name(push), "; DT_FLOAT or DT_HALF is right"));
+  }
   mistakes->Required("stop.steps", job.stop().has_steps(), "the number of steps of each group");
   if (job.stop().has_steps()) mistakes->AtLeast("stop.steps", job.stop().steps(), 1);
 }
