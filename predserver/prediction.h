@@ -14,6 +14,15 @@
 
 namespace codistill {
 
+// How a request wants its outputs.
+struct OutputFormat {
+  // Of logits, probabilities and top-k values: DT_FLOAT, DT_HALF or DT_BFLOAT16; of logits also
+  // DT_INT8, with a scale a row.
+  DataType dtype = DT_FLOAT;
+  double temperature = 1;  // of probabilities and top-k values
+  int64_t top_k = 0;       // 0 = all classes
+};
+
 // What is asked of a prediction server, as it came off the wire and not yet trusted.
 struct PredictionRequest {
   struct Input {
@@ -28,6 +37,10 @@ struct PredictionRequest {
   std::string version;  // "generation.step"; empty: whichever is held
   std::vector<Input> inputs;
   std::vector<std::string> outputs;  // empty: all
+  OutputFormat format;
+  // Who asks, as far as fairness goes: requests of one client wait for each other, not for those of
+  // others.
+  std::string client;
   int64_t max_staleness_steps = -1;  // negative: any staleness will do
   absl::Time deadline = absl::InfiniteFuture();
   std::shared_ptr<const void> owner;

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -30,6 +31,7 @@ class FollowedModel {
     std::shared_ptr<const Model> model;
     Version version;
     absl::Time loaded_at;
+    DataType precision = DT_FLOAT;  // to which its weights were rounded
   };
 
   struct Options {
@@ -51,6 +53,14 @@ class FollowedModel {
   // The held version; UNAVAILABLE before the first cut was loaded (the message says what is
   // awaited).
   virtual absl::StatusOr<std::shared_ptr<const Snapshot>> Get() const = 0;
+
+  // All versions that are held, newest first: more than one where older ones are kept for requests
+  // that name them.
+  virtual std::vector<std::shared_ptr<const Snapshot>> Held() const {
+    auto newest = Get();
+    if (!newest.ok()) return {};
+    return {*std::move(newest)};
+  }
 
   // Waits until a version newer than (generation, step) is held, or until `deadline`
   // (DEADLINE_EXCEEDED).
