@@ -153,7 +153,7 @@ grpc::ByteBuffer EncodeInferenceResponse(const std::string& model, const std::st
   SetInt64("staleness_steps", prediction.staleness_steps, &response);
   SetInt64("age_ms", absl::ToInt64Milliseconds(prediction.age), &response);
   (*response.mutable_parameters())["precision"].set_string_param(
-      std::string(DataTypeName(DT_FLOAT)));
+      std::string(DataTypeName(prediction.precision)));
   std::vector<PayloadRef> payloads;
   for (const NamedTensor& output : prediction.outputs) {
     auto* to = response.add_outputs();

@@ -38,6 +38,8 @@ struct PredictionRequest {
   std::vector<Input> inputs;
   std::vector<std::string> outputs;  // empty: all
   OutputFormat format;
+  // The client counts on a server that keeps a sequence's state between its requests.
+  bool sequence = false;
   // Who asks, as far as fairness goes: requests of one client wait for each other, not for those of
   // others.
   std::string client;
@@ -49,16 +51,25 @@ struct PredictionRequest {
 };
 
 struct Prediction {
-  Version version;              // that computed it
-  int64_t latest_step = 0;      // newest its group had committed, as last told
-  int64_t staleness_steps = 0;  // the difference, at the moment of the answer
-  absl::Duration age;           // since the version was loaded
-  // Logits first ([rows, num_outputs]), then recurrent states, as far as they were asked for.
+  Version version;                // that computed it
+  int64_t latest_step = 0;        // newest its group had committed, as last told
+  int64_t staleness_steps = 0;    // the difference, at the moment of the answer
+  absl::Duration age;             // since the version was loaded
+  DataType precision = DT_FLOAT;  // to which the version's weights were rounded
+  // What was asked for, in the order of the names below; then recurrent states, FP32 always.
   std::vector<NamedTensor> outputs;
 };
 
 // Names that a prediction server gives a meaning besides those of the job.
 inline constexpr char kLogitsOutput[] = "logits";
+// INT8 logits are rows of integers; a row times its scale, FP32 [rows], is what was computed.
+inline constexpr char kLogitsScaleOutput[] = "logits_scale";
+inline constexpr char kProbabilitiesOutput[] = "probabilities";
+// The largest probabilities of each row, falling: INT32 [rows, top_k] and their values; and what
+// all others have together, FP32 [rows].
+inline constexpr char kTopKIndexOutput[] = "topk_index";
+inline constexpr char kTopKValueOutput[] = "topk_value";
+inline constexpr char kTailMassOutput[] = "tail_mass";
 inline constexpr char kExampleIdInput[] = "example_id";
 
 }  // namespace codistill

@@ -138,6 +138,7 @@ absl::StatusOr<Prediction> Predictor::Answer(const Job& job) {
     prediction.outputs.push_back({options_.config.states(static_cast<int>(i)).name(), states[i]});
   }
   prediction.version = snapshot->version;
+  prediction.precision = snapshot->precision;
   prediction.latest_step = LatestStep(snapshot->version);
   prediction.staleness_steps = prediction.latest_step - snapshot->version.step();
   prediction.age = std::max(absl::ZeroDuration(), options_.clock->Now() - snapshot->loaded_at);

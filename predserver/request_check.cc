@@ -108,30 +108,131 @@ absl::Status CheckNames(const ModelConfig& config, const PredictionRequest& requ
   return absl::OkStatus();
 }
 
-absl::Status PlanOutputs(const ModelConfig& config, const PredictionRequest& request,
-                         RequestPlan* plan) {
-  plan->want_logits = request.outputs.empty();
-  plan->want_states.assign(config.states_size(), request.outputs.empty());
+std::string OutputNames(const ModelConfig& config) {
+  std::vector<std::string> names;
+  for (const OutputDescription& output : DescribeOutputs(config)) names.push_back(output.name);
+  return absl::StrJoin(names, ", ");
+}
+
+// What a request without names is given.
+void PlanDefaultOutputs(const PredictionRequest& request, RequestPlan* plan) {
+  plan->want_logits = request.format.top_k == 0;
+  plan->want_top_k_index = plan->want_top_k_value = plan->want_tail_mass = !plan->want_logits;
+  plan->want_states.assign(plan->want_states.size(), true);
+}
+
+absl::Status PlanNamedOutputs(const ModelConfig& config, const PredictionRequest& request,
+                              RequestPlan* plan) {
+  plan->want_logits = false;
+  const std::pair<const char*, bool*> flags[] = {
+      {kLogitsOutput, &plan->want_logits},
+      {kLogitsScaleOutput, &plan->want_logits_scale},
+      {kProbabilitiesOutput, &plan->want_probabilities},
+      {kTopKIndexOutput, &plan->want_top_k_index},
+      {kTopKValueOutput, &plan->want_top_k_value},
+      {kTailMassOutput, &plan->want_tail_mass},
+  };
+  const std::vector<OutputDescription> given = DescribeOutputs(config);
   for (const std::string& name : request.outputs) {
-    bool found = name == kLogitsOutput;
-    if (found) plan->want_logits = true;
-    for (int i = 0; i < config.states_size(); ++i) {
-      if (config.states(i).name() != name) continue;
-      plan->want_states[i] = true;
-      found = true;
-    }
-    if (!found) {
-      std::vector<std::string> names = {kLogitsOutput};
-      for (const RecurrentState& state : config.states()) names.push_back(state.name());
+    const bool known = std::any_of(given.begin(), given.end(),
+                                   [&](const auto& output) { return output.name == name; });
+    if (!known) {
       return absl::InvalidArgumentError(
           absl::StrCat("output \"", name, "\": the model has none of that name; it gives ",
-                       absl::StrJoin(names, ", ")));
+                       OutputNames(config)));
+    }
+    for (const auto& [flag_name, flag] : flags) {
+      if (name == flag_name) *flag = true;
+    }
+    for (int i = 0; i < config.states_size(); ++i) {
+      if (config.states(i).name() == name) plan->want_states[i] = true;
     }
   }
   return absl::OkStatus();
 }
 
+// That the outputs and what the request says of them go together.
+absl::Status CheckFormat(const ModelConfig& config, const PredictionRequest& request,
+                         const RequestPlan& plan) {
+  const OutputFormat& format = request.format;
+  const bool int8 = format.dtype == DT_INT8;
+  if (!int8 && format.dtype != DT_FLOAT && format.dtype != DT_HALF && format.dtype != DT_BFLOAT16) {
+    return absl::InvalidArgumentError(absl::StrCat("parameter format: \"",
+                                                   DataTypeName(format.dtype),
+                                                   "\"; it must be FP32, FP16, BF16 or INT8"));
+  }
+  if (!std::isfinite(format.temperature) || format.temperature <= 0) {
+    return absl::InvalidArgumentError(absl::StrCat("parameter temperature: ", format.temperature,
+                                                   "; it must be finite and above 0"));
+  }
+  if (format.top_k < 0 || format.top_k > config.num_outputs()) {
+    return absl::InvalidArgumentError(absl::StrCat("parameter top_k: ", format.top_k,
+                                                   "; it must be from 1 to the model's ",
+                                                   config.num_outputs(), " outputs"));
+  }
+  if (plan.want_top_k() && format.top_k == 0) {
+    return absl::InvalidArgumentError(absl::StrCat("output ", kTopKIndexOutput, ", ",
+                                                   kTopKValueOutput, " or ", kTailMassOutput,
+                                                   ": needs the parameter top_k"));
+  }
+  if (format.top_k > 0 && !plan.want_top_k()) {
+    return absl::InvalidArgumentError(absl::StrCat("parameter top_k: is given, but none of ",
+                                                   kTopKIndexOutput, ", ", kTopKValueOutput,
+                                                   " and ", kTailMassOutput, " is asked for"));
+  }
+  if (format.top_k > 0 && config.label_loss() != SOFTMAX_CROSS_ENTROPY) {
+    return absl::InvalidArgumentError("parameter top_k: the model's outputs are no classes");
+  }
+  if (int8 && (plan.want_probabilities || plan.want_top_k())) {
+    return absl::InvalidArgumentError(
+        "parameter format: INT8 is for logits only; probabilities and top-k values may be FP32, "
+        "FP16 or BF16");
+  }
+  if (plan.want_logits_scale && !(int8 && plan.want_logits)) {
+    return absl::InvalidArgumentError(absl::StrCat("output ", kLogitsScaleOutput, ": comes with ",
+                                                   kLogitsOutput, " in the format INT8 only"));
+  }
+  if (format.temperature != 1 && !plan.want_probabilities && !plan.want_top_k()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("parameter temperature: is given, but neither ", kProbabilitiesOutput,
+                     " nor top-k values are asked for; logits have none"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status PlanOutputs(const ModelConfig& config, const PredictionRequest& request,
+                         RequestPlan* plan) {
+  plan->want_states.assign(config.states_size(), false);
+  if (request.outputs.empty()) {
+    PlanDefaultOutputs(request, plan);
+  } else {
+    CODISTILL_RETURN_IF_ERROR(PlanNamedOutputs(config, request, plan));
+  }
+  CODISTILL_RETURN_IF_ERROR(CheckFormat(config, request, *plan));
+  plan->want_logits_scale = plan->want_logits && request.format.dtype == DT_INT8;
+  return absl::OkStatus();
+}
+
 }  // namespace
+
+std::vector<OutputDescription> DescribeOutputs(const ModelConfig& config) {
+  std::vector<OutputDescription> outputs = {
+      {kLogitsOutput, DT_FLOAT, {-1, config.num_outputs()}},
+      {kLogitsScaleOutput, DT_FLOAT, {-1}},
+  };
+  if (config.label_loss() != SQUARED_ERROR) {
+    outputs.push_back({kProbabilitiesOutput, DT_FLOAT, {-1, config.num_outputs()}});
+  }
+  if (config.label_loss() == SOFTMAX_CROSS_ENTROPY) {
+    outputs.push_back({kTopKIndexOutput, DT_INT32, {-1, -1}});
+    outputs.push_back({kTopKValueOutput, DT_FLOAT, {-1, -1}});
+    outputs.push_back({kTailMassOutput, DT_FLOAT, {-1}});
+  }
+  for (const RecurrentState& state : config.states()) {
+    outputs.push_back({state.name(), DT_FLOAT, {state.shape().begin(), state.shape().end()}});
+  }
+  return outputs;
+}
 
 absl::StatusOr<RequestPlan> CheckRequest(const ModelConfig& config,
                                          const PredictionRequest& request) {
@@ -156,9 +257,15 @@ absl::StatusOr<RequestPlan> CheckRequest(const ModelConfig& config,
         CheckInput({state.name(), DT_FLOAT, {state.shape().begin(), state.shape().end()}},
                    request.inputs[index], &plan.batch));
   }
-  if (const int index = FindInput(request, kExampleIdInput); index >= 0) {
-    CODISTILL_RETURN_IF_ERROR(
-        CheckInput({kExampleIdInput, DT_INT64, {-1}}, request.inputs[index], &plan.batch));
+  plan.example_id = FindInput(request, kExampleIdInput);
+  if (plan.example_id >= 0) {
+    CODISTILL_RETURN_IF_ERROR(CheckInput({kExampleIdInput, DT_INT64, {-1}},
+                                         request.inputs[plan.example_id], &plan.batch));
+  }
+  if (request.sequence && config.states_size() > 0) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "parameter sequence_id: no state is kept here between requests; send each answer's ",
+        config.states(0).name(), " along with the next request"));
   }
   CODISTILL_RETURN_IF_ERROR(PlanOutputs(config, request, &plan));
   return plan;
@@ -182,6 +289,13 @@ absl::StatusOr<Tensor> ReadInput(const PredictionRequest::Input& input) {
   if (!finite) {
     return absl::InvalidArgumentError(
         absl::StrCat("input ", input.name, ": has a NaN or an infinity; values must be finite"));
+  }
+  if (tensor.dtype() == DT_BOOL) {
+    const auto* const bytes = static_cast<const uint8_t*>(tensor.data());
+    if (std::any_of(bytes, bytes + tensor.bytes(), [](uint8_t byte) { return byte > 1; })) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("input ", input.name, ": has a BOOL that is neither 0 nor 1"));
+    }
   }
   return tensor;
 }

@@ -1,6 +1,7 @@
 #ifndef CODISTILL_PREDSERVER_REQUEST_CHECK_H_
 #define CODISTILL_PREDSERVER_REQUEST_CHECK_H_
 
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -17,17 +18,38 @@ struct RequestPlan {
   int64_t batch = 0;
   std::vector<int> inputs;
   std::vector<int> states;
+  int example_id = -1;  // index in request.inputs; -1: not given
+  // Which outputs to give. A request that names none is given logits (its top-k instead where it
+  // has a top_k) and all states.
   bool want_logits = true;
+  bool want_logits_scale = false;  // exactly where logits are wanted as DT_INT8
+  bool want_probabilities = false;
+  bool want_top_k_index = false;
+  bool want_top_k_value = false;
+  bool want_tail_mass = false;
   std::vector<bool> want_states;
+
+  bool want_top_k() const { return want_top_k_index || want_top_k_value || want_tail_mass; }
 };
 
-// Checks names, datatypes, shapes, lengths and the batch dimension. INVALID_ARGUMENT names the
-// field, what came and what would be right. Pure.
+// Checks names, datatypes, shapes, lengths, the batch dimension, and that the outputs, their format
+// and the model go together. INVALID_ARGUMENT names the field, what came and what would be right.
+// Pure.
 absl::StatusOr<RequestPlan> CheckRequest(const ModelConfig& config,
                                          const PredictionRequest& request);
 
+// An output that a model can give, as metadata tell it.
+struct OutputDescription {
+  std::string name;
+  DataType dtype = DT_FLOAT;   // unless the request's format says otherwise
+  std::vector<int64_t> shape;  // -1: depends on the request
+};
+
+// All outputs that requests may name: what depends on the kind of model, then its states.
+std::vector<OutputDescription> DescribeOutputs(const ModelConfig& config);
+
 // A checked input as a tensor of its own (one copy). INVALID_ARGUMENT if a floating-point input has
-// a NaN or an infinity: the prediction would be one too.
+// a NaN or an infinity, as the prediction would be one too, or a BOOL is neither 0 nor 1.
 absl::StatusOr<Tensor> ReadInput(const PredictionRequest::Input& input);
 
 }  // namespace codistill

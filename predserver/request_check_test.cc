@@ -1,5 +1,6 @@
 #include "predserver/request_check.h"
 
+#include <cmath>
 #include <cstring>
 #include <limits>
 
@@ -67,6 +68,7 @@ TEST(RequestCheckTest, FindsInputsInAnyOrder) {
   ASSERT_TRUE(plan.ok()) << plan.status();
   EXPECT_EQ(plan->batch, 2);
   EXPECT_THAT(plan->inputs, ElementsAre(3, 2));
+  EXPECT_EQ(plan->example_id, 0);
   EXPECT_THAT(plan->states, ElementsAre(1));
   EXPECT_TRUE(plan->want_logits);
   EXPECT_THAT(plan->want_states, ElementsAre(true));
@@ -89,7 +91,87 @@ TEST(RequestCheckTest, OutputsMayBeChosen) {
   r.request.outputs = {"logits"};
   EXPECT_THAT(CheckRequest(Config(), r.Done())->want_states, ElementsAre(false));
   r.request.outputs = {"loss"};
-  EXPECT_EQ(Error(r), "output \"loss\": the model has none of that name; it gives logits, h");
+  EXPECT_EQ(Error(r),
+            "output \"loss\": the model has none of that name; it gives logits, logits_scale, "
+            "probabilities, topk_index, topk_value, tail_mass, h");
+}
+
+TEST(RequestCheckTest, OutputsFollowTheFormat) {
+  Request r = Good();
+  r.request.format.top_k = 5;
+  auto plan = CheckRequest(Config(), r.Done());
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_FALSE(plan->want_logits);
+  EXPECT_TRUE(plan->want_top_k_index && plan->want_top_k_value && plan->want_tail_mass);
+  EXPECT_THAT(plan->want_states, ElementsAre(true));
+
+  r = Good();
+  r.request.outputs = {"topk_value", "probabilities"};
+  r.request.format = {DT_HALF, 2.5, 1};
+  plan = CheckRequest(Config(), r.Done());
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_TRUE(plan->want_probabilities && plan->want_top_k_value && plan->want_top_k());
+  EXPECT_FALSE(plan->want_logits || plan->want_top_k_index || plan->want_tail_mass);
+
+  r = Good();
+  r.request.outputs = {"logits"};
+  r.request.format.dtype = DT_INT8;
+  plan = CheckRequest(Config(), r.Done());
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_TRUE(plan->want_logits && plan->want_logits_scale);
+}
+
+TEST(RequestCheckTest, FormatsThatMakeNoSenseAreRefused) {
+  Request r = Good();
+  r.request.format.dtype = DT_DOUBLE;
+  EXPECT_EQ(Error(r), "parameter format: \"FP64\"; it must be FP32, FP16, BF16 or INT8");
+  for (const double temperature : {0.0, -1.0, std::nan(""), 1.0 / 0.0}) {
+    r = Good();
+    r.request.outputs = {"probabilities"};
+    r.request.format.temperature = temperature;
+    EXPECT_THAT(Error(r), testing::HasSubstr("it must be finite and above 0"));
+  }
+  r = Good();
+  r.request.format.temperature = 2;
+  EXPECT_THAT(Error(r), testing::StartsWith("parameter temperature: is given, but neither"));
+  r = Good();
+  r.request.format.top_k = 6;
+  EXPECT_EQ(Error(r), "parameter top_k: 6; it must be from 1 to the model's 5 outputs");
+  r = Good();
+  r.request.outputs = {"topk_index"};
+  EXPECT_EQ(Error(r), "output topk_index, topk_value or tail_mass: needs the parameter top_k");
+  r = Good();
+  r.request.outputs = {"logits"};
+  r.request.format.top_k = 2;
+  EXPECT_THAT(Error(r), testing::StartsWith("parameter top_k: is given, but none of"));
+  for (const char* output : {"probabilities", "topk_value"}) {
+    r = Good();
+    r.request.outputs = {output};
+    r.request.format = {DT_INT8, 1, output[0] == 't' ? 2 : 0};
+    EXPECT_THAT(Error(r), testing::StartsWith("parameter format: INT8 is for logits only"));
+  }
+  r = Good();
+  r.request.outputs = {"logits", "logits_scale"};
+  EXPECT_THAT(Error(r), testing::StartsWith("output logits_scale: comes with logits"));
+  r = Good();
+  r.request.sequence = true;
+  EXPECT_THAT(Error(r), testing::StartsWith("parameter sequence_id: no state is kept here"));
+}
+
+TEST(RequestCheckTest, KindsOfModelsGiveWhatTheyHave) {
+  ModelConfig config = Config();
+  config.set_num_outputs(1);
+  config.set_label_loss(SIGMOID_CROSS_ENTROPY);
+  Request r = Good();
+  r.request.outputs = {"probabilities"};
+  EXPECT_TRUE(CheckRequest(config, r.Done()).ok());
+  r.request.format.top_k = 1;
+  r.request.outputs.clear();
+  EXPECT_FALSE(CheckRequest(config, r.Done()).ok());
+  config.set_label_loss(SQUARED_ERROR);
+  r = Good();
+  r.request.outputs = {"probabilities"};
+  EXPECT_FALSE(CheckRequest(config, r.Done()).ok());
 }
 
 TEST(RequestCheckTest, NamesWhatIsWrong) {
@@ -165,6 +247,11 @@ TEST(RequestCheckTest, ReadInputRefusesWhatIsNotFinite) {
   double doubles[] = {std::numeric_limits<double>::infinity()};
   EXPECT_FALSE(
       ReadInput({"x", "FP64", {1}, {{reinterpret_cast<const uint8_t*>(doubles), 8}}}).ok());
+  uint8_t bools[] = {0, 1};
+  EXPECT_TRUE(ReadInput({"x", "BOOL", {2}, {{bools, 2}}}).ok());
+  bools[1] = 2;
+  EXPECT_EQ(ReadInput({"x", "BOOL", {2}, {{bools, 2}}}).status(),
+            absl::InvalidArgumentError("input x: has a BOOL that is neither 0 nor 1"));
   doubles[0] = 1e300;
   EXPECT_TRUE(ReadInput({"x", "FP64", {1}, {{reinterpret_cast<const uint8_t*>(doubles), 8}}}).ok());
 }
