@@ -11,8 +11,8 @@
 #include "common/base/executor.h"
 #include "common/base/mutex.h"
 #include "common/base/random.h"
-#include "common/config/job.h"
 #include "common/config/schedule.h"
+#include "common/config/teachers.h"
 #include "glog/logging.h"
 
 namespace codistill {
@@ -449,10 +449,10 @@ class TeacherClientImpl : public TeacherClient {
 
 std::vector<TeacherClient::Teacher> TeacherClient::TeachersInJob(const JobConfig& job, int group) {
   std::vector<Teacher> teachers;
-  for (int index : TeachersOf(job, group)) {
+  for (const TeacherRef& ref : TeachersOf(job, group)) {
     Teacher teacher;
-    teacher.name = job.groups(index).name();
-    for (const Endpoint& endpoint : job.groups(index).prediction_servers()) {
+    teacher.name = ref.name;
+    for (const Endpoint& endpoint : PredictionServersOf(job, ref)) {
       teacher.addresses.push_back(endpoint.address());
     }
     teachers.push_back(std::move(teacher));
@@ -465,7 +465,7 @@ absl::StatusOr<std::unique_ptr<TeacherClient>> TeacherClient::Create(Options opt
   for (const Teacher& teacher : options.teachers) {
     if (teacher.addresses.empty()) {
       return absl::InvalidArgumentError(absl::StrCat(
-          "groups[", teacher.name, "].prediction_servers: a teacher needs at least one address"));
+          "teacher ", teacher.name, ": prediction_servers: at least one address is needed"));
     }
   }
   return std::make_unique<TeacherClientImpl>(std::move(options));

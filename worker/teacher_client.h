@@ -43,7 +43,7 @@ class TeacherClient : public TeacherSource {
     std::unique_ptr<InferenceChannel> channel;
   };
 
-  // Names and addresses of the groups that teach `group`; empty without codistillation.
+  // Names and addresses of those who teach `group`; empty without codistillation.
   static std::vector<Teacher> TeachersInJob(const JobConfig& job, int group);
 
   // INVALID_ARGUMENT: no teachers, or one without an address (names it).

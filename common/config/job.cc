@@ -9,6 +9,7 @@
 #include "absl/strings/str_join.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
+#include "common/config/teachers.h"
 #include "common/config/text_proto.h"
 #include "common/config/validate.h"
 #include "google/protobuf/text_format.h"
@@ -25,7 +26,8 @@ std::string InArchive(const JobConfig& job, int group, absl::string_view ending)
 }  // namespace
 
 absl::StatusOr<JobConfig> LoadJob(const std::string& path,
-                                  const std::vector<std::string>& overrides) {
+                                  const std::vector<std::string>& overrides,
+                                  const std::string& teachers_directory) {
   CODISTILL_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxJobBytes));
   JobConfig job;
   ErrorList errors;
@@ -54,6 +56,7 @@ absl::StatusOr<JobConfig> LoadJob(const std::string& path,
     errors.Add(mistake.path, mistake.problem);
   }
   CODISTILL_RETURN_IF_ERROR(errors.ToStatus(absl::StrCat(path, ":")));
+  ResolveTeacherPaths(teachers_directory.empty() ? DirName(path) : teachers_directory, &job);
   return job;
 }
 
@@ -82,23 +85,6 @@ absl::StatusOr<int> FindGroup(const JobConfig& job, absl::string_view name) {
       absl::StrJoin(job.groups(), ", ", [](std::string* out, const GroupConfig& group) {
         absl::StrAppend(out, group.name());
       })));
-}
-
-std::vector<int> TeachersOf(const JobConfig& job, int group) {
-  const int groups = job.groups_size();
-  std::vector<int> teachers;
-  if (!job.codistillation().enabled() || groups < 2) return teachers;
-  switch (job.codistillation().topology()) {
-    case CodistillationConfig::ALL:
-      for (int i = 0; i < groups; ++i) {
-        if (i != group) teachers.push_back(i);
-      }
-      break;
-    case CodistillationConfig::RING:
-      teachers.push_back((group + 1) % groups);
-      break;
-  }
-  return teachers;
 }
 
 int MaxWorkers(const JobConfig& job, int group) {

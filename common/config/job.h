@@ -14,9 +14,11 @@ namespace codistill {
 // Reads a job file and validates it. Every mistake is reported at once, one line each, as
 // "field.path: what is wrong (value); what would be right"; syntax errors with line and column.
 // NOT_FOUND if the file does not exist. `overrides` are "field.path=value" (see SetField), applied
-// between parsing and validation.
+// between parsing and validation. Relative paths of frozen teachers are made to start at
+// `teachers_directory`; empty = the directory of `path`.
 absl::StatusOr<JobConfig> LoadJob(const std::string& path,
-                                  const std::vector<std::string>& overrides = {});
+                                  const std::vector<std::string>& overrides = {},
+                                  const std::string& teachers_directory = "");
 
 // All rules on a job, including those across fields. OK or INVALID_ARGUMENT with one line a
 // mistake.
@@ -32,10 +34,6 @@ absl::Status SaveJob(const JobConfig& job, const std::string& path);
 
 // Index of a group by name; NOT_FOUND lists the groups there are.
 absl::StatusOr<int> FindGroup(const JobConfig& job, absl::string_view name);
-
-// Indices of the groups that teach `group` under the job's topology; empty when codistillation is
-// off or there is one group.
-std::vector<int> TeachersOf(const JobConfig& job, int group);
 
 // `run_id`, or the job's name where it is not set.
 std::string RunId(const JobConfig& job);

@@ -102,22 +102,13 @@ TEST(SaveJob, WritesWhatLoadJobReads) {
   EXPECT_THAT(std::string(SaveJob(job, "/nonexistent/x").message()), HasSubstr("/nonexistent"));
 }
 
-TEST(Job, FindsGroupsAndTeachers) {
+TEST(Job, FindsGroups) {
   JobConfig job = Good();
   job.add_groups()->set_name("gamma");
   EXPECT_EQ(*FindGroup(job, "beta"), 1);
   const absl::Status status = FindGroup(job, "delta").status();
   EXPECT_EQ(status.code(), absl::StatusCode::kNotFound);
   EXPECT_THAT(std::string(status.message()), HasSubstr("alpha, beta, gamma"));
-
-  EXPECT_THAT(TeachersOf(job, 1), ElementsAre(0, 2));
-  job.mutable_codistillation()->set_topology(CodistillationConfig::RING);
-  EXPECT_THAT(TeachersOf(job, 1), ElementsAre(2));
-  EXPECT_THAT(TeachersOf(job, 2), ElementsAre(0));
-  job.mutable_codistillation()->set_enabled(false);
-  EXPECT_THAT(TeachersOf(job, 1), IsEmpty());
-  JobConfig one = Good(kCsv);
-  EXPECT_THAT(TeachersOf(one, 0), IsEmpty());
 }
 
 TEST(Job, NamesItsFiles) {

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 
+#include "common/config/teachers.h"
+
 namespace codistill {
 namespace {
 
@@ -56,7 +58,7 @@ double WeightDecayAt(const JobConfig& job, int64_t step) {
 
 float TeacherWeightAt(const JobConfig& job, int64_t step) {
   const CodistillationConfig& codistillation = job.codistillation();
-  if (!codistillation.enabled() || job.groups_size() < 2) return 0;
+  if (!HasTeachers(job)) return 0;
   const int64_t after = step - codistillation.burn_in_steps();
   if (after <= 0) return 0;
   if (after >= codistillation.ramp_steps()) return codistillation.weight();

@@ -16,7 +16,7 @@ double WeightDecayAt(const JobConfig& job, int64_t step);
 double ScheduleFactor(const Schedule& schedule, int64_t step, int64_t last_step);
 
 // Weight of psi: 0 up to and including burn_in_steps, then the ramp, then `weight`. 0 when
-// codistillation is off or there is no other group.
+// codistillation is off or nobody teaches.
 float TeacherWeightAt(const JobConfig& job, int64_t step);
 
 // How long a step may wait for its predictions beyond its own compute, in milliseconds:

@@ -11,7 +11,7 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
-#include "common/config/job.h"
+#include "common/config/teachers.h"
 
 namespace codistill {
 namespace internal {
@@ -40,6 +40,8 @@ constexpr int64_t kMaxPrefetch = 64;
 
 std::string Index(absl::string_view field, int i) { return absl::StrCat(field, "[", i, "]"); }
 
+}  // namespace
+
 void CheckAddress(const std::string& path, const std::string& address, Mistakes* mistakes) {
   const size_t colon = address.rfind(':');
   int port = 0;
@@ -49,6 +51,33 @@ void CheckAddress(const std::string& path, const std::string& address, Mistakes*
                                      "); host:port with a port from 1 to 65535 would be right"));
   }
 }
+
+void CheckEndpoints(const std::string& path,
+                    const google::protobuf::RepeatedPtrField<Endpoint>& endpoints, int processes,
+                    absl::string_view count_field, std::set<std::string>* addresses,
+                    Mistakes* mistakes) {
+  if (!endpoints.empty() && endpoints.size() != processes) {
+    mistakes->Add(path,
+                  absl::StrCat("wrong number of endpoints (", endpoints.size(), "); ", processes,
+                               ", as ", count_field, " says, or none would be right"));
+  }
+  for (int i = 0; i < endpoints.size(); ++i) {
+    // Empty: not known yet, while `codistillctl run` starts the daemons one after the other.
+    if (endpoints[i].address().empty()) continue;
+    const std::string field = absl::StrCat(Index(path, i), ".address");
+    CheckAddress(field, endpoints[i].address(), mistakes);
+    if (!addresses->insert(endpoints[i].address()).second) {
+      mistakes->Add(field, absl::StrCat("used twice (", endpoints[i].address(),
+                                        "); one address a process would be right"));
+    }
+    if (endpoints[i].has_http_address()) {
+      CheckAddress(absl::StrCat(Index(path, i), ".http_address"), endpoints[i].http_address(),
+                   mistakes);
+    }
+  }
+}
+
+namespace {
 
 void CheckModel(const JobConfig& job, Mistakes* mistakes) {
   if (!job.has_model()) {
@@ -131,39 +160,9 @@ void CheckModel(const JobConfig& job, Mistakes* mistakes) {
   }
 }
 
-void CheckEndpoints(const std::string& path,
-                    const google::protobuf::RepeatedPtrField<Endpoint>& endpoints, int processes,
-                    absl::string_view count_field, std::set<std::string>* addresses,
-                    Mistakes* mistakes) {
-  if (!endpoints.empty() && endpoints.size() != processes) {
-    mistakes->Add(path,
-                  absl::StrCat("wrong number of endpoints (", endpoints.size(), "); ", processes,
-                               ", as ", count_field, " says, or none would be right"));
-  }
-  for (int i = 0; i < endpoints.size(); ++i) {
-    // Empty: not known yet, while `codistillctl run` starts the daemons one after the other.
-    if (endpoints[i].address().empty()) continue;
-    const std::string field = absl::StrCat(Index(path, i), ".address");
-    CheckAddress(field, endpoints[i].address(), mistakes);
-    if (!addresses->insert(endpoints[i].address()).second) {
-      mistakes->Add(field, absl::StrCat("used twice (", endpoints[i].address(),
-                                        "); one address a process would be right"));
-    }
-    if (endpoints[i].has_http_address()) {
-      CheckAddress(absl::StrCat(Index(path, i), ".http_address"), endpoints[i].http_address(),
-                   mistakes);
-    }
-  }
-}
-
-void CheckGroups(const JobConfig& job, Mistakes* mistakes) {
+void CheckGroups(const JobConfig& job, std::set<std::string>* addresses, Mistakes* mistakes) {
   mistakes->Required("groups", job.groups_size() > 0, "one group or more");
-  std::set<std::string> taught_by;
-  for (int i = 0; i < job.groups_size(); ++i) {
-    for (const int teacher : TeachersOf(job, i)) taught_by.insert(Index("groups", teacher));
-  }
   std::set<std::string> names;
-  std::set<std::string> addresses;
   for (int i = 0; i < job.groups_size(); ++i) {
     const GroupConfig& group = job.groups(i);
     const std::string path = Index("groups", i);
@@ -175,11 +174,12 @@ void CheckGroups(const JobConfig& job, Mistakes* mistakes) {
     mistakes->Between(absl::StrCat(path, ".num_shards"), group.num_shards(), 1, kMaxProcesses);
     mistakes->Between(absl::StrCat(path, ".num_workers"), group.num_workers(), 1, kMaxProcesses);
     mistakes->Between(absl::StrCat(path, ".num_prediction_servers"), group.num_prediction_servers(),
-                      taught_by.count(path), kMaxProcesses);
+                      NeedsPredictionServers(job, {TeacherRef::kGroup, group.name(), i}) ? 1 : 0,
+                      kMaxProcesses);
     CheckEndpoints(absl::StrCat(path, ".shards"), group.shards(), group.num_shards(), "num_shards",
-                   &addresses, mistakes);
+                   addresses, mistakes);
     CheckEndpoints(absl::StrCat(path, ".prediction_servers"), group.prediction_servers(),
-                   group.num_prediction_servers(), "num_prediction_servers", &addresses, mistakes);
+                   group.num_prediction_servers(), "num_prediction_servers", addresses, mistakes);
     if (group.has_warm_start()) {
       mistakes->Required(absl::StrCat(path, ".warm_start"), !group.warm_start().empty(),
                          "the path of a safetensors file");
@@ -256,7 +256,7 @@ void CheckCodistillation(const JobConfig& job, Mistakes* mistakes) {
   mistakes->Between(path + "prefetch", codistillation.prefetch(), 1, kMaxPrefetch);
   mistakes->AtLeast(path + "teacher_wait_ms", codistillation.teacher_wait_ms(), 0);
   mistakes->AtLeast(path + "request_timeout_ms", codistillation.request_timeout_ms(), 1);
-  if (!codistillation.enabled() || job.groups_size() < 2) return;
+  if (!HasTeachers(job)) return;
 
   // In ASYNC a worker counts burn-in by its own steps, of which the group's are the sum.
   int64_t most_workers = 1;
@@ -278,7 +278,7 @@ void CheckCodistillation(const JobConfig& job, Mistakes* mistakes) {
                                "); fewer than the ", job.stop().steps(),
                                " of stop.steps, or codistillation.enabled: false, would be right"));
   }
-  if (codistillation.max_staleness_steps() >= 0 &&
+  if (HasGroupTeachers(job) && codistillation.max_staleness_steps() >= 0 &&
       codistillation.max_staleness_steps() < job.training().publish_every_steps()) {
     mistakes->Add(
         path + "max_staleness_steps",
@@ -379,7 +379,9 @@ std::vector<Mistake> FindMistakes(const JobConfig& job) {
   CheckData(job, &mistakes);
   CheckModelInputs(job, &mistakes);
   CheckEmbeddingTables(job, &mistakes);
-  CheckGroups(job, &mistakes);
+  std::set<std::string> addresses;
+  CheckGroups(job, &addresses, &mistakes);
+  CheckTeachers(job, &addresses, &mistakes);
   CheckTraining(job, &mistakes);
   CheckCodistillation(job, &mistakes);
   CheckTheRest(job, &mistakes);

@@ -4,6 +4,7 @@
 #define CODISTILL_COMMON_CONFIG_VALIDATE_H_
 
 #include <cstdint>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -49,11 +50,22 @@ class Mistakes {
 // Names become parts of file names, addresses, metrics and model names.
 void CheckName(const std::string& path, const std::string& name, Mistakes* mistakes);
 
+// host:port.
+void CheckAddress(const std::string& path, const std::string& address, Mistakes* mistakes);
+
+// Endpoints of a group's or teacher's processes; `addresses` are those the job has used before.
+void CheckEndpoints(const std::string& path,
+                    const google::protobuf::RepeatedPtrField<Endpoint>& endpoints, int processes,
+                    absl::string_view count_field, std::set<std::string>* addresses,
+                    Mistakes* mistakes);
+
 // The parts of FindMistakes.
 void CheckData(const JobConfig& job, Mistakes* mistakes);             // validate_data.cc
 void CheckModelInputs(const JobConfig& job, Mistakes* mistakes);      // against the data's batches
 void CheckEmbeddingTables(const JobConfig& job, Mistakes* mistakes);  // validate_embedding.cc
 void CheckMembership(const JobConfig& job, Mistakes* mistakes);       // validate_membership.cc
+void CheckTeachers(const JobConfig& job, std::set<std::string>* addresses,
+                   Mistakes* mistakes);                                   // validate_teachers.cc
 void CheckOptimizer(const TrainingConfig& training, Mistakes* mistakes);  // validate_optimizer.cc
 
 // All mistakes of a job, in the order of its fields.
