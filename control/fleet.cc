@@ -12,6 +12,7 @@
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "common/config/job.h"
+#include "common/config/teachers.h"
 #include "nlohmann/json.hpp"
 
 namespace codistill {
@@ -59,7 +60,6 @@ Fleet::Fleet(Options options) : options_(std::move(options)) {
     member->name = std::move(name);
     members_.push_back(std::move(member));
   };
-  const bool teachers = options_.job.groups_size() > 1 && options_.job.codistillation().enabled();
   for (int g = 0; g < options_.job.groups_size(); ++g) {
     GroupConfig* group = options_.job.mutable_groups(g);
     group->clear_shards();
@@ -67,13 +67,28 @@ Fleet::Fleet(Options options) : options_(std::move(options)) {
     for (int i = 0; i < group->num_shards(); ++i) {
       add(Role::kShard, g, i, absl::StrCat(group->name(), ".shard.", i));
     }
-    // Without codistillation nobody asks for predictions.
-    if (!teachers) group->set_num_prediction_servers(0);
+    // Otherwise nobody asks for its predictions.
+    if (!NeedsPredictionServers(options_.job, {TeacherRef::kGroup, group->name(), g})) {
+      group->set_num_prediction_servers(0);
+    }
     for (int i = 0; i < group->num_prediction_servers(); ++i) {
       add(Role::kPredictionServer, g, i, absl::StrCat(group->name(), ".prediction.", i));
     }
     for (int i = 0; i < group->num_workers(); ++i) {
       add(Role::kWorker, g, i, absl::StrCat(group->name(), ".worker.", i));
+    }
+  }
+  for (int t = 0; t < options_.job.teachers_size(); ++t) {
+    TeacherConfig* teacher = options_.job.mutable_teachers(t);
+    if (teacher->has_external()) continue;
+    teacher->clear_prediction_servers();
+    const absl::StatusOr<TeacherRef> ref = FindModel(options_.job, teacher->name());
+    if (!ref.ok() || !NeedsPredictionServers(options_.job, *ref)) {
+      teacher->set_num_prediction_servers(0);
+    }
+    for (int i = 0; i < teacher->num_prediction_servers(); ++i) {
+      add(Role::kPredictionServer, -1, i, absl::StrCat(teacher->name(), ".prediction.", i));
+      members_.back()->teacher = t;
     }
   }
   if (options_.job.evaluator().enabled()) add(Role::kEvaluator, -1, 0, "evaluator");
@@ -125,6 +140,9 @@ std::vector<std::string> Fleet::CommandLine(const FleetMember& member) const {
   if (member.group >= 0) {
     argv.push_back(absl::StrCat("--group=", options_.job.groups(member.group).name()));
   }
+  if (member.teacher >= 0) {
+    argv.push_back(absl::StrCat("--teacher=", options_.job.teachers(member.teacher).name()));
+  }
   argv.push_back(absl::StrCat("--ready_file=", ReadyFile(member)));
   argv.insert(argv.end(), options_.flags.begin(), options_.flags.end());
   const auto flags = options_.flags_of.find(member.name);
@@ -139,21 +157,25 @@ std::vector<std::string> Fleet::CommandLine(const FleetMember& member) const {
 }
 
 absl::Status Fleet::WriteAddresses() {
-  for (int g = 0; g < options_.job.groups_size(); ++g) {
-    GroupConfig* group = options_.job.mutable_groups(g);
-    group->clear_shards();
-    group->clear_prediction_servers();
-    for (const auto& member : members_) {
-      if (member->group != g) continue;
-      Endpoint* endpoint = nullptr;
-      if (member->role == FleetMember::Role::kShard) endpoint = group->add_shards();
-      if (member->role == FleetMember::Role::kPredictionServer) {
-        endpoint = group->add_prediction_servers();
-      }
-      if (endpoint == nullptr) continue;
-      endpoint->set_address(member->address);
-      if (!member->http_address.empty()) endpoint->set_http_address(member->http_address);
+  for (GroupConfig& group : *options_.job.mutable_groups()) {
+    group.clear_shards();
+    group.clear_prediction_servers();
+  }
+  for (TeacherConfig& teacher : *options_.job.mutable_teachers()) {
+    if (!teacher.has_external()) teacher.clear_prediction_servers();
+  }
+  for (const auto& member : members_) {
+    Endpoint* endpoint = nullptr;
+    if (member->role == FleetMember::Role::kShard) {
+      endpoint = options_.job.mutable_groups(member->group)->add_shards();
+    } else if (member->role == FleetMember::Role::kPredictionServer) {
+      endpoint = member->teacher >= 0
+                     ? options_.job.mutable_teachers(member->teacher)->add_prediction_servers()
+                     : options_.job.mutable_groups(member->group)->add_prediction_servers();
     }
+    if (endpoint == nullptr) continue;
+    endpoint->set_address(member->address);
+    if (!member->http_address.empty()) endpoint->set_http_address(member->http_address);
   }
   return SaveJob(options_.job, options_.directory.job());
 }

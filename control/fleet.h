@@ -41,9 +41,10 @@ struct RunDirectory {
 struct FleetMember {
   enum class Role { kShard, kPredictionServer, kWorker, kEvaluator };
   Role role = Role::kShard;
-  int group = -1;  // index in the job; -1 for the evaluator
+  int group = -1;    // index in the job; -1 for the evaluator and servers of a teacher
+  int teacher = -1;  // index in job.teachers of a prediction server that serves one
   int index = 0;
-  std::string name;  // "alpha.shard.0", "alpha.worker.0", "evaluator"
+  std::string name;  // "alpha.shard.0", "alpha.worker.0", "teacher.prediction.0", "evaluator"
   ChildProcess process;
   std::string address;  // host:port once ready
   std::string http_address;
@@ -53,9 +54,10 @@ struct FleetMember {
 
 // All daemons of a job as children of this process, on loopback with ports the kernel chose. They
 // are started in the order in which they need one another's addresses: shards, leaders, prediction
-// servers, workers, evaluator; before each of these the job file in the run directory is rewritten
-// with the addresses known so far. A daemon that is started again keeps its port. Not thread-safe;
-// use from the main thread only (see ChildProcess).
+// servers (of groups and other teachers that need some), workers, evaluator; before each of these
+// the job file in the run directory is rewritten with the addresses known so far. External teachers
+// keep the addresses that the job gives. A daemon that is started again keeps its port. Not
+// thread-safe; use from the main thread only (see ChildProcess).
 class Fleet {
  public:
   struct Options {

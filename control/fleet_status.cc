@@ -89,6 +89,13 @@ std::vector<DaemonReport> AskDaemons(const JobLocation& location, absl::Duration
       out.push_back(Ask(absl::StrCat(group.name(), ".worker.", i), address, timeout));
     }
   }
+  for (const TeacherConfig& teacher : location.job.teachers()) {
+    if (teacher.has_external()) continue;  // not ours: it need not have a Control service
+    for (int i = 0; i < teacher.prediction_servers_size(); ++i) {
+      out.push_back(Ask(absl::StrCat(teacher.name(), ".prediction.", i),
+                        teacher.prediction_servers(i).address(), timeout));
+    }
+  }
   if (!location.run_directory.empty() && location.job.evaluator().enabled()) {
     out.push_back(Ask("evaluator",
                       AddressInReadyFile(JoinPath(location.run_directory, "run", "evaluator.json")),

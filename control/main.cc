@@ -23,6 +23,8 @@ ABSL_FLAG(std::string, out, "", "run: directory for everything the run writes");
 ABSL_FLAG(bool, resume, false, "run: continue the run in --out from its last checkpoint");
 ABSL_FLAG(bool, restart, false, "run: start a daemon again that a signal killed");
 ABSL_FLAG(std::string, data_dir, ".", "run: where the job's data files are");
+ABSL_FLAG(std::string, teachers_dir, "",
+          "run: where relative paths of frozen teachers start (default: the job file's directory)");
 ABSL_FLAG(int64_t, steps, 0, "run: overrides stop.steps");
 ABSL_FLAG(double, timeout, 0, "run: drain and fail after so many seconds (0 = never)");
 ABSL_FLAG(bool, json, false, "print JSON instead of text");
@@ -41,8 +43,8 @@ namespace {
 constexpr char kUsage[] =
     R"(codistillctl COMMAND ...
 
-  run JOB --out DIR [--data_dir D] [--resume] [--restart] [--set field.path=value]...
-          [--steps N] [--timeout S] [--json]
+  run JOB --out DIR [--data_dir D] [--teachers_dir T] [--resume] [--restart]
+          [--set field.path=value]... [--steps N] [--timeout S] [--json]
                         run a whole job on this machine; ends with DIR/summary.json
   validate JOB [--set field.path=value]... [--json]
                         check a job file; every mistake is reported at once
@@ -80,9 +82,9 @@ int Usage(const std::string& problem) {
 
 // A flag of this program (not of the libraries in it); null if there is none of that name.
 absl::CommandLineFlag* OwnFlag(const std::string& name) {
-  static const std::set<std::string> kNames = {"out",  "resume",  "restart",  "data_dir", "steps",
-                                               "json", "timeout", "exporter", "python",   "group",
-                                               "step", "shards",  "archive"};
+  static const std::set<std::string> kNames = {
+      "out",      "resume", "restart", "data_dir", "steps",  "json",    "timeout",
+      "exporter", "python", "group",   "step",     "shards", "archive", "teachers_dir"};
   return kNames.count(name) > 0 ? absl::FindCommandLineFlag(name) : nullptr;
 }
 
@@ -162,9 +164,8 @@ int Drain(const std::string& target) {
         if (!shards) std::fprintf(stderr, "%s: unreachable, left alone\n", report.name.c_str());
         continue;
       }
-      const bool chosen = report.status->group().empty()
-                              ? everything
-                              : absl::c_linear_search(names, report.status->group());
+      // Servers of teachers that are no groups, and the evaluator, belong to no group.
+      const bool chosen = everything || absl::c_linear_search(names, report.status->group());
       if (!chosen || (report.status->kind() == "parameter_server") != shards) continue;
       const absl::Status status =
           DrainDaemon(report.address, "codistillctl drain", absl::Seconds(10));
@@ -338,6 +339,7 @@ int Main(int argc, char** argv) {
   options.job_path = words[1];
   options.out = absl::GetFlag(FLAGS_out);
   options.data_dir = absl::GetFlag(FLAGS_data_dir);
+  options.teachers_dir = absl::GetFlag(FLAGS_teachers_dir);
   options.resume = absl::GetFlag(FLAGS_resume);
   options.restart = absl::GetFlag(FLAGS_restart);
   options.json = absl::GetFlag(FLAGS_json);

@@ -4,6 +4,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "common/config/teachers.h"
 #include "control/svg_chart.h"
 #include "google/protobuf/text_format.h"
 
@@ -73,15 +75,17 @@ std::string SummaryTable(const RunSummary& summary) {
 
 std::string TeacherTable(const RunSummary& summary) {
   std::string out =
-      "<table><tr><th>group</th><th>teacher first used at step</th><th>requests</th><th>failed</th>"
+      "<table><tr><th>group</th><th>teachers</th><th>first used at "
+      "step</th><th>requests</th><th>failed</th>"
       "<th>steps without</th><th>staleness mean</th><th>max</th></tr>\n";
   for (const GroupSummary& g : summary.groups()) {
     const TeacherSummary& t = g.teacher();
     absl::StrAppendFormat(&out,
-                          "<tr><td>%s</td><td>%d</td><td>%d</td><td>%d</td><td>%d</td><td>%.1f</"
-                          "td><td>%d</td></tr>\n",
-                          EscapeHtml(g.name()), t.first_step_used(), t.requests(), t.failures(),
-                          t.skipped_steps(), t.mean_staleness_steps(), t.max_staleness_steps());
+                          "<tr><td>%s</td><td>%s</td><td>%d</td><td>%d</td><td>%d</td><td>%d</td>"
+                          "<td>%.1f</td><td>%d</td></tr>\n",
+                          EscapeHtml(g.name()), EscapeHtml(absl::StrJoin(g.teachers(), ", ")),
+                          t.first_step_used(), t.requests(), t.failures(), t.skipped_steps(),
+                          t.mean_staleness_steps(), t.max_staleness_steps());
   }
   return out + "</table>\n";
 }
@@ -100,8 +104,7 @@ std::string ReportHtml(const RunResult& result, const RunSummary& summary) {
     absl::StrAppendFormat(&out,
                           "<p>The groups disagree by <b>%.5f</b>: mean |p<sub>a</sub> - "
                           "p<sub>b</sub>| over the validation set, codistillation %s.</p>\n",
-                          summary.group_disagreement(),
-                          result.job.codistillation().enabled() ? "on" : "off");
+                          summary.group_disagreement(), HasTeachers(result.job) ? "on" : "off");
   }
   out += GroupChart(result, "Validation loss (nats per label)", true,
                     [](const GetHistoryReply& history, ChartSeries* s) {
@@ -119,7 +122,7 @@ std::string ReportHtml(const RunResult& result, const RunSummary& summary) {
                        &TrainingPoint::label_loss, false);
   out += TrainingChart(result, "Distillation loss psi", &TrainingPoint::teacher_loss, true);
   out += TrainingChart(result, "Examples per second", &TrainingPoint::examples_per_second, false);
-  if (result.job.codistillation().enabled() && summary.groups_size() > 1) {
+  if (HasTeachers(result.job)) {
     absl::StrAppend(&out, "<h2>Teachers</h2>\n", TeacherTable(summary));
   }
   std::string job;

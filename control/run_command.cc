@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -18,6 +19,7 @@
 #include "common/base/status.h"
 #include "common/client/leader_client.h"
 #include "common/config/job.h"
+#include "common/config/teachers.h"
 #include "control/daemon_client.h"
 #include "control/exporter.h"
 #include "control/fleet.h"
@@ -50,6 +52,33 @@ std::string AbsolutePath(const std::string& path) {
   return JoinPath(buffer, path);
 }
 
+// Frozen teachers that somebody learns from must be there: better now than from a server's log.
+absl::Status CheckFrozenTeachers(const JobConfig& job) {
+  std::set<int> used;
+  for (int g = 0; g < job.groups_size(); ++g) {
+    for (const TeacherRef& teacher : TeachersOf(job, g)) {
+      if (teacher.kind == TeacherRef::kFrozen) used.insert(teacher.index);
+      for (const TeacherRef& member : MembersOf(job, teacher)) {
+        if (member.kind == TeacherRef::kFrozen) used.insert(member.index);
+      }
+    }
+  }
+  ErrorList errors;
+  const auto check = [&errors](int index, const std::string& field, const std::string& path) {
+    if (path.empty() || access(path.c_str(), R_OK) == 0) return;
+    errors.Add(absl::StrCat("teachers[", index, "].frozen.", field),
+               absl::StrCat("there is no ", path,
+                            " that can be read; relative paths start at --teachers_dir, or else at "
+                            "the job file's directory"));
+  };
+  for (const int index : used) {
+    const FrozenTeacher& frozen = job.teachers(index).frozen();
+    check(index, "archive", frozen.archive());
+    if (!frozen.follow()) check(index, "checkpoint", frozen.checkpoint());
+  }
+  return errors.ToStatus();
+}
+
 // One run from start to end.
 class Run {
  public:
@@ -75,7 +104,12 @@ class Run {
 absl::Status Run::Prepare() {
   std::vector<std::string> sets = options_.sets;
   if (options_.steps > 0) sets.push_back(absl::StrCat("stop.steps=", options_.steps));
-  CODISTILL_ASSIGN_OR_RETURN(job_, LoadJob(options_.job_path, sets));
+  const std::string job_directory = AbsolutePath(DirName(options_.job_path));
+  CODISTILL_ASSIGN_OR_RETURN(
+      job_,
+      LoadJob(options_.job_path, sets,
+              options_.teachers_dir.empty() ? job_directory : AbsolutePath(options_.teachers_dir)));
+  CODISTILL_RETURN_IF_ERROR(CheckFrozenTeachers(job_));
   if (options_.out.empty()) {
     return absl::InvalidArgumentError("--out DIR is required: where the run's files go");
   }
@@ -92,19 +126,17 @@ absl::Status Run::Prepare() {
                        "loopback with ports of its own"));
     }
     if (!group.warm_start().empty()) {
-      group.set_warm_start(JoinPath(AbsolutePath(DirName(options_.job_path)), group.warm_start()));
+      group.set_warm_start(JoinPath(job_directory, group.warm_start()));
     }
   }
   if (job_.model().has_export_()) {
     CODISTILL_ASSIGN_OR_RETURN(const std::string exporter, FindExporter(options_.exporter));
-    CODISTILL_RETURN_IF_ERROR(ExportModels(job_, AbsolutePath(DirName(options_.job_path)),
-                                           options_.python, exporter, directory_.models(),
-                                           options_.resume, Interrupted));
+    CODISTILL_RETURN_IF_ERROR(ExportModels(job_, job_directory, options_.python, exporter,
+                                           directory_.models(), options_.resume, Interrupted));
     job_.mutable_model()->clear_export_();
     job_.mutable_model()->set_archive_dir(directory_.models());
   } else {
-    job_.mutable_model()->set_archive_dir(
-        JoinPath(AbsolutePath(DirName(options_.job_path)), job_.model().archive_dir()));
+    job_.mutable_model()->set_archive_dir(JoinPath(job_directory, job_.model().archive_dir()));
   }
   return absl::OkStatus();
 }

@@ -13,6 +13,8 @@ namespace codistill {
 struct RunOptions {
   std::string job_path;
   std::string out;
+  std::string
+      teachers_dir;  // where relative paths of frozen teachers start; empty = job's directory
   std::string data_dir;
   bool resume = false;
   bool restart = false;

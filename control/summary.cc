@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
+#include "common/config/teachers.h"
 #include "nlohmann/json.hpp"
 
 namespace codistill {
@@ -45,6 +46,7 @@ RunSummary MakeSummary(const RunResult& result) {
     const WorkerCounters& totals = history.totals();
     GroupSummary* group = summary.add_groups();
     group->set_name(result.job.groups(g).name());
+    for (const TeacherRef& teacher : TeachersOf(result.job, g)) group->add_teachers(teacher.name);
     group->set_steps(history.state().version().step());
     group->set_examples(history.examples());
     if (history.training_seconds() > 0) {

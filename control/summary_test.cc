@@ -67,8 +67,24 @@ TEST(SummaryTest, TakesFinalEvaluationAndTotals) {
   EXPECT_EQ(g.teacher().mean_staleness_steps(), 4.5);
   EXPECT_EQ(g.teacher().first_step_used(), 11);
   EXPECT_EQ(g.push_bytes(), 1000u);
+  EXPECT_THAT(g.teachers(), ElementsAre("alpha"));
   EXPECT_EQ(g.restores(), 1);
   EXPECT_THAT(SummaryText(summary), HasSubstr("groups disagree by 0.12500"));
+}
+
+TEST(SummaryTest, NamesTheTeachersOfOneGroup) {
+  RunResult result = TwoGroups();
+  result.job.mutable_groups()->RemoveLast();
+  EXPECT_THAT(ReportHtml(result, MakeSummary(result)), Not(HasSubstr("<h2>Teachers</h2>")));
+  for (const char* name : {"old<", "older"}) {
+    TeacherConfig* teacher = result.job.add_teachers();
+    teacher->set_name(name);
+    teacher->mutable_frozen()->set_archive("a.pt");
+  }
+  const RunSummary summary = MakeSummary(result);
+  EXPECT_THAT(summary.groups(0).teachers(), ElementsAre("old<", "older"));
+  EXPECT_THAT(ReportHtml(result, summary),
+              HasSubstr("<tr><td>alpha</td><td>old&lt;, older</td><td>11</td><td>11</td>"));
 }
 
 TEST(SummaryTest, LeavesOutWhatWasNotMeasured) {

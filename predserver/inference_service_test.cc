@@ -8,13 +8,13 @@
 
 #include "absl/time/clock.h"
 #include "common/model/test_archive.h"
+#include "common/model/testing/puppet_model.h"
 #include "common/rpc/channel.h"
 #include "common/rpc/grpc_status.h"
 #include "common/rpc/server.h"
 #include "gmock/gmock.h"
 #include "google/protobuf/text_format.h"
 #include "gtest/gtest.h"
-#include "predserver/puppet_model.h"
 
 namespace codistill {
 namespace {

@@ -7,10 +7,10 @@
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "common/base/simulated_clock.h"
+#include "common/model/testing/puppet_model.h"
 #include "gmock/gmock.h"
 #include "google/protobuf/text_format.h"
 #include "gtest/gtest.h"
-#include "predserver/puppet_model.h"
 
 namespace codistill {
 namespace {

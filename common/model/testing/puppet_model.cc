@@ -1,4 +1,4 @@
-#include "predserver/puppet_model.h"
+#include "common/model/testing/puppet_model.h"
 
 #include <utility>
 

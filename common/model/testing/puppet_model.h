@@ -1,5 +1,5 @@
-#ifndef CODISTILL_PREDSERVER_PUPPET_MODEL_H_
-#define CODISTILL_PREDSERVER_PUPPET_MODEL_H_
+#ifndef CODISTILL_COMMON_MODEL_TESTING_PUPPET_MODEL_H_
+#define CODISTILL_COMMON_MODEL_TESTING_PUPPET_MODEL_H_
 
 #include <functional>
 #include <memory>
@@ -60,4 +60,4 @@ class PuppetModel final : public Model {
 
 }  // namespace codistill
 
-#endif  // CODISTILL_PREDSERVER_PUPPET_MODEL_H_
+#endif  // CODISTILL_COMMON_MODEL_TESTING_PUPPET_MODEL_H_
