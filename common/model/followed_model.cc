@@ -11,6 +11,7 @@
 #include "common/base/executor.h"
 #include "common/base/mutex.h"
 #include "common/base/status.h"
+#include "common/base/thread_priority.h"
 #include "common/client/leader_client.h"
 #include "common/client/tensor_client.h"
 #include "common/config/embedding.h"
@@ -18,7 +19,9 @@
 #include "common/config/shard_map.h"
 #include "common/model/embedding_model.h"
 #include "common/model/followed_tables.h"
+#include "common/model/held_versions.h"
 #include "common/model/model_pool.h"
+#include "common/model/prepare_model.h"
 #include "common/model/step_estimate.h"
 #include "glog/logging.h"
 
@@ -31,30 +34,24 @@ constexpr absl::Duration kMaxBackoff = absl::Seconds(2);
 // Wanted cuts that wait to be loaded; shards hold fewer.
 constexpr size_t kMaxPending = 16;
 
-// Whether `a` takes the place of `b`. A cut of another generation always does, even of a smaller
-// one: a leader that lost everything counts from 1 again, and what it says is how things are.
-bool Follows(const Version& a, const Version& b) {
-  return a.generation() != b.generation() || a.step() > b.step();
-}
-
-std::string VersionName(const Version& version) {
-  return absl::StrCat(version.generation(), ".", version.step());
-}
-
 class FollowedModelImpl final : public FollowedModel {
  public:
   FollowedModelImpl(Options options, std::shared_ptr<ModelPool> pool)
       : wants_(std::move(options.wants)),
         transfer_dtype_(options.transfer_dtype),
+        weights_(options.weights),
         name_(options.job.groups(options.group).name()),
         address_(options.job.groups(options.group).shards(0).address()),
         model_(options.job.model()),
+        forward_(ForwardConfig(options.job.model())),
         pool_(std::move(pool)),
+        held_(options.held_versions),
         tables_(options.job, options.group) {
     ref_.set_run_id(RunId(options.job));
     ref_.set_group(name_);
-    thread_ = std::thread([this] {
+    thread_ = std::thread([this, low_priority = options.low_priority] {
       SetThreadName("follow");
+      if (low_priority) LowerThreadPriority();
       Run();
       MutexLock lock(&mu_);
       stopped_ = true;
@@ -78,25 +75,25 @@ class FollowedModelImpl final : public FollowedModel {
   }
 
   absl::StatusOr<std::shared_ptr<const Snapshot>> Get() const override {
+    if (auto newest = held_.Newest()) return newest;
     MutexLock lock(&mu_);
-    if (held_ == nullptr) return absl::UnavailableError(Awaited());
-    return held_;
+    return absl::UnavailableError(Awaited());
   }
+
+  std::vector<std::shared_ptr<const Snapshot>> Held() const override { return held_.All(); }
 
   absl::StatusOr<std::shared_ptr<const Snapshot>> WaitForNewer(const Version& than,
                                                                absl::Time deadline) override {
+    auto newer = held_.WaitForNewer(than, deadline);
     MutexLock lock(&mu_);
-    auto newer = [this, &than]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-      return held_ != nullptr && Follows(held_->version, than);
-    };
-    if (!mu_.AwaitWithDeadline(absl::Condition(&newer), deadline)) {
+    if (newer == nullptr) {
       return absl::DeadlineExceededError(
-          held_ == nullptr
+          current_ == nullptr
               ? Awaited()
               : absl::StrCat("group ", name_, ": nothing newer than ", VersionName(than), " yet"));
     }
-    delivered_ = true;
-    return held_;
+    if (newer == current_) delivered_ = true;
+    return newer;
   }
 
   GroupState group_state() const override {
@@ -110,7 +107,9 @@ class FollowedModelImpl final : public FollowedModel {
   }
   Counters counters() const override {
     MutexLock lock(&mu_);
-    return counters_;
+    Counters counters = counters_;
+    counters.last_load_error = last_error_;
+    return counters;
   }
 
  private:
@@ -125,8 +124,10 @@ class FollowedModelImpl final : public FollowedModel {
   void OnState(const GroupState& state) ABSL_LOCKS_EXCLUDED(mu_);
   void Run();
   absl::StatusOr<Target> NextTarget() ABSL_LOCKS_EXCLUDED(mu_);
-  absl::Status Load(const Target& target, std::unique_ptr<Model> model);
+  // `refused`: the cut is here, and no good.
+  absl::Status Load(const Target& target, std::unique_ptr<Model> model, bool* refused);
   absl::Status Connect(const Target& target);
+  absl::Status Prepare(Model* model) const;
   void Publish(std::unique_ptr<Model> model, FollowedTables::Result rows, Version version,
                uint64_t bytes);
   void Drop(const Version& cut) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -148,16 +149,19 @@ class FollowedModelImpl final : public FollowedModel {
   bool ShouldLoad() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     if (stopping_) return true;
     if (pending_.empty()) return false;
-    return wants_ == nullptr || held_ == nullptr || delivered_ ||
-           pending_.front().generation() != held_->version.generation();
+    return wants_ == nullptr || current_ == nullptr || delivered_ ||
+           pending_.front().generation() != current_->version.generation();
   }
 
   const std::function<bool(int64_t)> wants_;
   const DataType transfer_dtype_;
+  const DataType weights_;
   const std::string name_;
   const std::string address_;
   const ModelConfig model_;
+  const ModelConfig forward_;
   const std::shared_ptr<ModelPool> pool_;
+  HeldVersions held_;
   FollowedTables tables_;  // the thread's own, but for Cancel
   GroupRef ref_;
 
@@ -168,8 +172,8 @@ class FollowedModelImpl final : public FollowedModel {
   StepEstimate step_ ABSL_GUARDED_BY(mu_);
   Version announced_ ABSL_GUARDED_BY(mu_);            // newest cut heard of
   std::deque<Version> pending_ ABSL_GUARDED_BY(mu_);  // to be loaded, all of one generation
-  std::shared_ptr<const Snapshot> held_ ABSL_GUARDED_BY(mu_);
-  bool delivered_ ABSL_GUARDED_BY(mu_) = false;  // held_ was returned by WaitForNewer
+  std::shared_ptr<const Snapshot> current_ ABSL_GUARDED_BY(mu_);  // the newest that is held
+  bool delivered_ ABSL_GUARDED_BY(mu_) = false;  // current_ was returned by WaitForNewer
   std::string last_error_ ABSL_GUARDED_BY(mu_);
   Counters counters_ ABSL_GUARDED_BY(mu_);
   // Made and used by the thread alone; guarded for CancelPull.
@@ -221,8 +225,9 @@ void FollowedModelImpl::Run() {
     absl::StatusOr<std::unique_ptr<Model>> spare = pool_->Take();
     if (spare.ok()) target = NextTarget();
     if (!target.ok()) return;
+    bool refused = false;
     const absl::Status status =
-        spare.ok() ? Load(*target, *std::move(spare)) : std::move(spare).status();
+        spare.ok() ? Load(*target, *std::move(spare), &refused) : std::move(spare).status();
     MutexLock lock(&mu_);
     if (stopping_) return;
     if (status.ok()) {
@@ -241,6 +246,11 @@ void FollowedModelImpl::Run() {
     } else {
       ++counters_.failed_loads;
       LOG(WARNING) << "group " << name_ << ": " << last_error_;
+    }
+    if (refused) {
+      // It came whole and would come the same again.
+      Drop(target->cut);
+      continue;
     }
     mu_.AwaitWithTimeout(absl::Condition(&stopping_), backoff);
     backoff = std::min(backoff * 2, kMaxBackoff);
@@ -281,7 +291,8 @@ absl::Status FollowedModelImpl::Connect(const Target& target) {
   return absl::OkStatus();
 }
 
-absl::Status FollowedModelImpl::Load(const Target& target, std::unique_ptr<Model> model) {
+absl::Status FollowedModelImpl::Load(const Target& target, std::unique_ptr<Model> model,
+                                     bool* refused) {
   absl::Status status = Connect(target);
   TensorClient* client = nullptr;
   if (status.ok()) {
@@ -297,15 +308,25 @@ absl::Status FollowedModelImpl::Load(const Target& target, std::unique_ptr<Model
     if (status.ok()) {
       auto pulled = client->Pull(TensorClient::Source::kCut, target.cut.generation(),
                                  target.cut.step(), model->storage(), absl::Now() + kPullTimeout);
-      if (pulled.ok()) {
+      status = pulled.status();
+      if (status.ok()) {
+        status = Prepare(model.get());
+        *refused = !status.ok();
+      }
+      if (status.ok()) {
         Publish(std::move(model), *std::move(rows), pulled->version, pulled->bytes);
         return absl::OkStatus();
       }
-      status = pulled.status();
     }
   }
   pool_->Return(std::move(model));
   return status;
+}
+
+absl::Status FollowedModelImpl::Prepare(Model* model) const {
+  if (wants_ == nullptr) return PrepareModel(forward_, weights_, model);
+  RoundWeights(weights_, model);
+  return absl::OkStatus();
 }
 
 void FollowedModelImpl::Publish(std::unique_ptr<Model> model, FollowedTables::Result rows,
@@ -318,12 +339,17 @@ void FollowedModelImpl::Publish(std::unique_ptr<Model> model, FollowedTables::Re
   }
   snapshot->version = std::move(version);
   snapshot->loaded_at = absl::Now();
+  snapshot->precision = weights_;
   std::shared_ptr<const Snapshot> old;  // let go of outside the lock
-  MutexLock lock(&mu_);
-  old = std::exchange(held_, std::move(snapshot));
-  delivered_ = false;
-  ++counters_.swaps;
-  counters_.pull_bytes += bytes;
+  {
+    // Before it can be delivered.
+    MutexLock lock(&mu_);
+    old = std::exchange(current_, snapshot);
+    delivered_ = false;
+    ++counters_.swaps;
+    counters_.pull_bytes += bytes;
+  }
+  held_.Publish(std::move(snapshot));
 }
 
 }  // namespace
@@ -342,7 +368,9 @@ absl::StatusOr<std::unique_ptr<FollowedModel>> FollowedModel::Create(Options opt
   model.archive = ArchivePath(options.job, options.group);
   model.config = ForwardConfig(options.job.model());
   model.threads = options.threads;
-  CODISTILL_ASSIGN_OR_RETURN(std::shared_ptr<ModelPool> pool, ModelPool::Create(std::move(model)));
+  CODISTILL_RETURN_IF_ERROR(CheckPrecision(options.weights));
+  CODISTILL_ASSIGN_OR_RETURN(std::shared_ptr<ModelPool> pool,
+                             ModelPool::Create(std::move(model), options.held_versions));
   return std::make_unique<FollowedModelImpl>(std::move(options), std::move(pool));
 }
 

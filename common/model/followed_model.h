@@ -16,13 +16,19 @@
 
 namespace codistill {
 
-// A model that keeps up with a group's published cuts: watches the leader, pulls each new cut from
-// the shards into a spare copy of the model, and swaps pointers. Used by prediction servers and the
-// evaluator. Thread-safe. A cut of another generation replaces the held one at once.
+// A model whose weights come from elsewhere and may be replaced by newer ones at any time: a
+// group's published cuts (Create, below), files (frozen_model.h), or several such models as one
+// (ensemble_model.h). Used by prediction servers, the evaluator, and workers that compute their
+// teachers' predictions themselves. Thread-safe.
 //
-// Where the job has embedding tables, a copy of them is kept up too, by what changed from cut to
-// cut; the snapshot's Predict then takes keys, as data and requests bring them, and looks the rows
-// up.
+// A new version is loaded into a spare copy of the model, verified, rounded to the precision that
+// is wanted and warmed up (prepare_model.h) before it takes the old one's place, by an exchange of
+// pointers that nobody waits for. The old one's memory is loaded into again once its last user has
+// let go. What cannot be loaded or is not good is refused, counted and named in `counters`, while
+// the held version stays. A version of another generation replaces all held ones.
+//
+// Where the job has embedding tables, a copy of them is kept up too; the snapshot's Predict then
+// takes keys, as data and requests bring them, and looks the rows up.
 class FollowedModel {
  public:
   // One complete version; immutable while held. Holding it long delays the reuse of its memory, no
@@ -39,14 +45,27 @@ class FollowedModel {
     int group = 0;  // index in job.groups
     int threads = 1;
     // Load only cuts for which this is true, and each of them: the next one takes the held one's
-    // place only after WaitForNewer has returned that (unless shards no longer have it). Null = the
-    // newest, whichever it is.
+    // place only after WaitForNewer has returned that (unless shards no longer have it), and one
+    // whose weights are not finite is not refused, because whoever asks for a certain cut is to
+    // judge it. Null = the newest, whichever it is.
     std::function<bool(int64_t step)> wants;
     // How parameters travel: DT_FLOAT, or DT_BFLOAT16 (rounded to nearest even, half the bytes).
     DataType transfer_dtype = DT_FLOAT;
+    // To which parameters of two or more dimensions are rounded once they have come: DT_FLOAT,
+    // DT_BFLOAT16 or DT_INT8 (RoundWeights). Passes compute in fp32.
+    DataType weights = DT_FLOAT;
+    // Versions kept, the newest included.
+    int held_versions = 1;
+    // Load behind the process's other threads (LowerThreadPriority), as those must that answer
+    // requests meanwhile.
+    bool low_priority = false;
   };
-  // Loads the archive; following starts at once in the background and survives any loss of the
-  // group.
+  // Follows a group: watches its leader and pulls each new cut from its shards. Loads the archive;
+  // following starts at once in the background and survives any loss of the group. How a damaged
+  // cut shows: what a shard sends must be exactly its pieces of the tensors, whole and in order,
+  // under the digest of the shard map (DATA_LOSS names the tensor); bytes changed on their way are
+  // the transport's to find (TCP's checksum; shared memory has none), and what is left is held
+  // against CheckWeights.
   static absl::StatusOr<std::unique_ptr<FollowedModel>> Create(Options options);
   virtual ~FollowedModel() = default;
 
@@ -78,6 +97,7 @@ class FollowedModel {
     int64_t swaps = 0;
     int64_t failed_loads = 0;
     uint64_t pull_bytes = 0;
+    std::string last_load_error;  // why the newest version is not held; empty once it is
   };
   virtual Counters counters() const = 0;
 };

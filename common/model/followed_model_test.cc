@@ -1,6 +1,10 @@
 #include "common/model/followed_model.h"
 
+#include <cmath>
 #include <cstring>
+#include <limits>
+#include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -241,6 +245,91 @@ TEST_F(FollowedModelTest, SaysWhyNothingIsLoaded) {
   const std::string message(followed_->Get().status().message());
   EXPECT_THAT(message, HasSubstr("not those of our archive"));
   EXPECT_THAT(message, HasSubstr("other"));
+}
+
+TEST_F(FollowedModelTest, RefusesWeightsThatAreNotFinite) {
+  Follow();
+  Publish(1, 1, 1);
+  WaitFor(1, 1);
+  int64_t failed = 0;
+  for (const float bad :
+       {std::numeric_limits<float>::quiet_NaN(), -std::numeric_limits<float>::infinity()}) {
+    ++failed;
+    Publish(1, 1 + failed, bad);
+    while (followed_->counters().failed_loads < failed) absl::SleepFor(absl::Milliseconds(1));
+    const FollowedModel::Counters counters = followed_->counters();
+    EXPECT_THAT(counters.last_load_error,
+                HasSubstr(absl::StrCat("cut 1.", 1 + failed, ": tensor fc1.bias has ")));
+    EXPECT_EQ(Answer(*followed_->Get()), 1);
+  }
+  // It is not read again, and the next good one is taken.
+  const int pulls = shards_.pulls();
+  Publish(1, 9, 9);
+  EXPECT_EQ(Answer(WaitFor(1, 9)), 9);
+  EXPECT_EQ(shards_.pulls(), pulls + kShards);
+  EXPECT_EQ(followed_->counters().failed_loads, 2);
+  EXPECT_EQ(followed_->counters().last_load_error, "");
+}
+
+TEST_F(FollowedModelTest, WhoWantsACertainCutJudgesItHimself) {
+  options_.wants = [](int64_t) { return true; };
+  Follow();
+  Publish(1, 1, std::numeric_limits<float>::quiet_NaN());
+  EXPECT_TRUE(std::isnan(Answer(WaitForNewer(0, 0))));
+}
+
+TEST_F(FollowedModelTest, HoldsOlderVersionsOfItsGenerationOnly) {
+  options_.held_versions = 3;
+  Follow();
+  const auto held = [this] {
+    std::string all;
+    for (const Snapshot& snapshot : followed_->Held()) {
+      EXPECT_EQ(Answer(snapshot), static_cast<float>(snapshot->version.step()));
+      absl::StrAppend(&all, snapshot->version.generation(), ".", snapshot->version.step(), " ");
+    }
+    return all;
+  };
+  EXPECT_EQ(held(), "");
+  for (int i = 1; i <= 5; ++i) {
+    Publish(1, i, static_cast<float>(i));
+    WaitFor(1, i);
+  }
+  EXPECT_EQ(held(), "1.5 1.4 1.3 ");
+  // Beside what is held there is room for one in use and one that loads.
+  const Snapshot in_use = followed_->Held()[2];
+  Publish(1, 6, 6);
+  WaitFor(1, 6);
+  EXPECT_EQ(held(), "1.6 1.5 1.4 ");
+  EXPECT_EQ(Answer(in_use), 3);
+  Publish(2, 4, 4);
+  WaitFor(2, 4);
+  EXPECT_EQ(held(), "2.4 ");
+}
+
+TEST_F(FollowedModelTest, RoundsWeightsButNotBiases) {
+  const std::pair<DataType, float> cases[] = {{DT_FLOAT, 1.003f + 0.7f},
+                                              {DT_BFLOAT16, 1.0f + 0.69921875f},
+                                              // One scale for the row of the one output.
+                                              {DT_INT8, 1.003f + 89 * 1.003f / 127}};
+  for (const auto& [weights, sum] : cases) {
+    options_.weights = weights;
+    Follow();
+    const float weight[] = {1.003f, 0.7f};
+    const float bias = 0.3337f;
+    shards_.Put(1, 1,
+                {std::string(reinterpret_cast<const char*>(weight), sizeof(weight)),
+                 std::string(reinterpret_cast<const char*>(&bias), sizeof(bias))});
+    leader_.Tell(State(1, 1));
+    const Snapshot snapshot = WaitFor(1, 1);
+    ASSERT_NE(snapshot, nullptr);
+    EXPECT_EQ(snapshot->precision, weights);
+    EXPECT_EQ(Answer(snapshot), bias);
+    const auto logits = snapshot->model->Predict({FloatTensor({1, 2}, {1, 1})}, nullptr);
+    EXPECT_NEAR(logits->values.As<float>()[0] - bias, sum, 2e-6) << DataType_Name(weights);
+  }
+  options_.weights = DT_HALF;
+  EXPECT_THAT(std::string(FollowedModel::Create(options_).status().message()),
+              HasSubstr("prediction.weights: DT_HALF"));
 }
 
 TEST_F(FollowedModelTest, EndsAtOnceWhileItLoads) {

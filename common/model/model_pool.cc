@@ -2,12 +2,17 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 
 namespace codistill {
 
-absl::StatusOr<std::shared_ptr<ModelPool>> ModelPool::Create(Model::Options options) {
-  std::shared_ptr<ModelPool> pool(new ModelPool(std::move(options)));
+absl::StatusOr<std::shared_ptr<ModelPool>> ModelPool::Create(Model::Options options, int held) {
+  if (held < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prediction.held_versions is ", held, "; it must be at least 1"));
+  }
+  std::shared_ptr<ModelPool> pool(new ModelPool(std::move(options), held + 2));
   CODISTILL_ASSIGN_OR_RETURN(std::unique_ptr<Model> model, pool->Take());
   pool->tensors_ = model->tensors();
   pool->Return(std::move(model));

@@ -14,14 +14,14 @@ namespace codistill {
 // Thread-safe; lives as long as anybody holds it or a model lent by it.
 class ModelPool : public std::enable_shared_from_this<ModelPool> {
  public:
-  // One that answers, one that loads, and one more for whoever still holds an older version.
-  static constexpr int kMaxModels = 3;
+  // Loads the first copy, which shows whether the archive is good. `held`: versions that are kept
+  // at a time, at least 1. Besides these there is a copy that loads, and one more for whoever still
+  // uses a version that is kept no more: held + 2 bound the memory.
+  static absl::StatusOr<std::shared_ptr<ModelPool>> Create(Model::Options options, int held = 1);
 
-  // Loads the first copy, which shows whether the archive is good.
-  static absl::StatusOr<std::shared_ptr<ModelPool>> Create(Model::Options options);
-
-  // A copy that nobody else uses. Loads a further one if need be; once there are kMaxModels, waits
-  // until one comes back. CANCELLED after Stop.
+  // A copy that nobody else uses, with the contents that its last user left. Loads a further one if
+  // need be; once there are as many as there may be, waits until one comes back. CANCELLED after
+  // Stop.
   absl::StatusOr<std::unique_ptr<Model>> Take();
 
   // Lends a model taken before: it comes back to the pool when its last user lets go of it.
@@ -35,12 +35,14 @@ class ModelPool : public std::enable_shared_from_this<ModelPool> {
   const TensorList& tensors() const { return tensors_; }
 
  private:
-  explicit ModelPool(Model::Options options) : options_(std::move(options)) {}
+  ModelPool(Model::Options options, int max_models)
+      : options_(std::move(options)), max_models_(max_models) {}
   bool CanTake() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    return stopped_ || !spare_.empty() || loaded_ < kMaxModels;
+    return stopped_ || !spare_.empty() || loaded_ < max_models_;
   }
 
   const Model::Options options_;
+  const int max_models_;
   TensorList tensors_;
   Mutex mu_;
   std::vector<std::unique_ptr<Model>> spare_ ABSL_GUARDED_BY(mu_);
