@@ -35,6 +35,7 @@ _TORCH_DTYPES = {
     "I64": torch.int64,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "I8": torch.int8,
 }
 # A module of a user, with everything that is awkward about tensors.
 _AWKWARD = """
@@ -54,6 +55,7 @@ _AWKWARD = """
             self.register_buffer("mask", torch.ones(3), persistent=False)
             self.register_buffer("seen", torch.tensor([True, False, True]))
             self.register_buffer("low", torch.arange(3).to(torch.bfloat16))
+            self.register_buffer("small", torch.tensor([-128, 3, 127], dtype=torch.int8))
             self.register_buffer("absent", None)
             self.register_buffer("empty", torch.zeros(0, 4))
 
@@ -254,12 +256,13 @@ class ExportTest(unittest.TestCase):
                 ("mask", (3,), "BUFFER", None),
                 ("seen", (3,), "BUFFER", None),
                 ("low", (3,), "BUFFER", None),
+                ("small", (3,), "BUFFER", None),
                 ("empty", (0, 4), "BUFFER", None),
             ],
         )
         self.assertEqual(
             {row[0]: row[2] for row in rows if row[2] != "DT_FLOAT"},
-            {"seen": "DT_BOOL", "low": "DT_BFLOAT16"},
+            {"seen": "DT_BOOL", "low": "DT_BFLOAT16", "small": "DT_INT8"},
         )
         stored = load_safetensors(self.dir / "alpha.safetensors")
         self.assertEqual(set(stored), {row[0] for row in rows if row[3] != "TIED"})

@@ -20,6 +20,7 @@ _DTYPES = {
     torch.int64: ("DT_INT64", "I64"),
     torch.uint8: ("DT_UINT8", "U8"),
     torch.bool: ("DT_BOOL", "BOOL"),
+    torch.int8: ("DT_INT8", "I8"),
 }
 
 # The safetensors reader of Hugging Face refuses longer headers; so do we, before writing one.

@@ -53,6 +53,8 @@ absl::StatusOr<std::string> PackTyped(const std::string& name, const std::string
       return Packed<int32_t>(contents.int_contents());
     case DT_INT64:
       return Packed<int64_t>(contents.int64_contents());
+    case DT_INT8:
+      return Packed<int8_t>(contents.int_contents());
     case DT_UINT8:
       return Packed<uint8_t>(contents.uint_contents());
     case DT_BOOL:

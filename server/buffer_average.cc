@@ -118,6 +118,9 @@ void CombineBuffers(DataType dtype, absl::Span<const uint8_t* const> sources,
     case DT_BOOL:
       Maximum<uint8_t>(sources, count, to);
       return;
+    case DT_INT8:
+      Maximum<int8_t>(sources, count, to);
+      return;
     default:
       return;  // no map has such a tensor
   }

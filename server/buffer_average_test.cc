@@ -35,6 +35,7 @@ TEST(CombineBuffersTest, OfIntegersTheMaximumIsTaken) {
   EXPECT_EQ(Combine<int64_t>(DT_INT64, {{7, -9}, {3, -2}}, {0.5, 0.5}),
             (std::vector<int64_t>{7, -2}));
   EXPECT_EQ(Combine<int32_t>(DT_INT32, {{7}, {30}}, {0.9, 0.1}), (std::vector<int32_t>{30}));
+  EXPECT_EQ(Combine<int8_t>(DT_INT8, {{7, -9}, {3, -2}}, {0.5, 0.5}), (std::vector<int8_t>{7, -2}));
   EXPECT_EQ(Combine<uint8_t>(DT_BOOL, {{0, 0}, {1, 0}}, {0.5, 0.5}), (std::vector<uint8_t>{1, 0}));
 }
 

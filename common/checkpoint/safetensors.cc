@@ -22,8 +22,9 @@ struct TypeName {
   DataType dtype;
 };
 constexpr TypeName kTypeNames[] = {
-    {"F32", DT_FLOAT}, {"F64", DT_DOUBLE}, {"F16", DT_HALF}, {"BF16", DT_BFLOAT16},
-    {"I32", DT_INT32}, {"I64", DT_INT64},  {"U8", DT_UINT8}, {"BOOL", DT_BOOL},
+    {"F32", DT_FLOAT},     {"F64", DT_DOUBLE}, {"F16", DT_HALF},
+    {"BF16", DT_BFLOAT16}, {"I32", DT_INT32},  {"I64", DT_INT64},
+    {"U8", DT_UINT8},      {"BOOL", DT_BOOL},  {"I8", DT_INT8},
 };
 
 // One tensor's entry of the header; `data_bytes` is the length of the data area. Returns what is

@@ -14,7 +14,7 @@ namespace {
 const std::pair<DataType, at::ScalarType> kTypes[] = {
     {DT_FLOAT, at::kFloat}, {DT_DOUBLE, at::kDouble},     {DT_HALF, at::kHalf},
     {DT_INT32, at::kInt},   {DT_BFLOAT16, at::kBFloat16}, {DT_INT64, at::kLong},
-    {DT_UINT8, at::kByte},  {DT_BOOL, at::kBool},
+    {DT_UINT8, at::kByte},  {DT_BOOL, at::kBool},         {DT_INT8, at::kChar},
 };
 
 }  // namespace

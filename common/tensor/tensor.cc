@@ -25,7 +25,7 @@ struct DataTypeInfo {
 constexpr DataTypeInfo kDataTypes[] = {
     {DT_FLOAT, 4, "FP32"},    {DT_DOUBLE, 8, "FP64"}, {DT_HALF, 2, "FP16"},
     {DT_BFLOAT16, 2, "BF16"}, {DT_INT32, 4, "INT32"}, {DT_INT64, 8, "INT64"},
-    {DT_UINT8, 1, "UINT8"},   {DT_BOOL, 1, "BOOL"},
+    {DT_UINT8, 1, "UINT8"},   {DT_BOOL, 1, "BOOL"},   {DT_INT8, 1, "INT8"},
 };
 
 // Whether elements of `dtype` may be looked at as T. The two 16-bit floats have no C++ type here:
@@ -38,6 +38,7 @@ bool Holds(DataType dtype) {
   if (std::is_same<T, int32_t>::value) return dtype == DT_INT32;
   if (std::is_same<T, int64_t>::value) return dtype == DT_INT64;
   if (std::is_same<T, uint8_t>::value) return dtype == DT_UINT8;
+  if (std::is_same<T, int8_t>::value) return dtype == DT_INT8;
   if (std::is_same<T, bool>::value) return dtype == DT_BOOL;
   return false;
 }
@@ -142,6 +143,7 @@ CODISTILL_INSTANTIATE(uint16_t);
 CODISTILL_INSTANTIATE(int32_t);
 CODISTILL_INSTANTIATE(int64_t);
 CODISTILL_INSTANTIATE(uint8_t);
+CODISTILL_INSTANTIATE(int8_t);
 CODISTILL_INSTANTIATE(bool);
 #undef CODISTILL_INSTANTIATE
 
