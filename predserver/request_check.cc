@@ -161,9 +161,10 @@ absl::Status CheckFormat(const ModelConfig& config, const PredictionRequest& req
                                                    DataTypeName(format.dtype),
                                                    "\"; it must be FP32, FP16, BF16 or INT8"));
   }
-  if (!std::isfinite(format.temperature) || format.temperature <= 0) {
+  // Beyond these the quotients leave single precision.
+  if (!(format.temperature >= 1e-6 && format.temperature <= 1e6)) {
     return absl::InvalidArgumentError(absl::StrCat("parameter temperature: ", format.temperature,
-                                                   "; it must be finite and above 0"));
+                                                   "; it must be between 1e-6 and 1e6"));
   }
   if (format.top_k < 0 || format.top_k > config.num_outputs()) {
     return absl::InvalidArgumentError(absl::StrCat("parameter top_k: ", format.top_k,

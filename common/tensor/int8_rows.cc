@@ -96,10 +96,15 @@ HWY_AFTER_NAMESPACE();
 namespace codistill {
 namespace internal {
 
+HWY_EXPORT(Magnitude);
 HWY_EXPORT(QuantizeRows);
 HWY_EXPORT(DequantizeRows);
 
 }  // namespace internal
+
+float LargestMagnitude(const float* from, int64_t n) {
+  return HWY_DYNAMIC_DISPATCH(internal::Magnitude)(from, n);
+}
 
 int64_t QuantizeInt8Rows(const float* from, int64_t rows, int64_t columns, int8_t* to,
                          float* scales) {

@@ -17,6 +17,9 @@ namespace codistill {
 int64_t QuantizeInt8Rows(const float* from, int64_t rows, int64_t columns, int8_t* to,
                          float* scales);
 
+// The largest magnitude of `n` numbers; NaN if one of them is not finite.
+float LargestMagnitude(const float* from, int64_t n);
+
 // The numbers again.
 void DequantizeInt8Rows(const int8_t* from, const float* scales, int64_t rows, int64_t columns,
                         float* to);

@@ -96,6 +96,8 @@ TEST_P(Int8RowsTest, NamesTheFirstRowThatIsNotFinite) {
       std::vector<int8_t> q(from.size());
       std::vector<float> scales(4);
       EXPECT_EQ(QuantizeInt8Rows(from.data(), 4, columns, q.data(), scales.data()), 2) << at;
+      EXPECT_TRUE(std::isnan(LargestMagnitude(from.data(), 4 * columns)));
+      EXPECT_EQ(LargestMagnitude(from.data() + 3 * columns, columns), 1);
     }
   }
 }
