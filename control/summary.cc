@@ -67,11 +67,17 @@ RunSummary MakeSummary(const RunResult& result) {
     teacher->set_requests(totals.teacher_requests());
     teacher->set_failures(totals.teacher_failures());
     teacher->set_skipped_steps(totals.teacher_skipped_steps());
+    teacher->set_used_steps(totals.teacher_used_steps());
+    teacher->set_hedged_requests(totals.teacher_hedged());
+    teacher->set_late_answers(totals.teacher_late());
+    *teacher->mutable_teachers() = totals.teachers();
     teacher->set_first_step_used(totals.first_step_used());
     teacher->set_max_staleness_steps(totals.max_staleness_steps());
     if (totals.teacher_used_steps() > 0) {
       teacher->set_mean_staleness_steps(static_cast<double>(totals.sum_staleness_steps()) /
                                         totals.teacher_used_steps());
+      teacher->set_mean_prefetch_lag_steps(
+          static_cast<double>(totals.sum_prefetch_lag_steps()) / totals.teacher_used_steps());
     }
   }
   return summary;

@@ -30,6 +30,10 @@ RunResult TwoGroups() {
     totals->set_pull_bytes(2000);
     totals->set_teacher_requests(11);
     totals->set_teacher_used_steps(10);
+    totals->set_teacher_hedged(3);
+    totals->set_teacher_late(2);
+    totals->set_sum_prefetch_lag_steps(15);
+    totals->add_teachers()->set_name("other");
     totals->set_sum_staleness_steps(45);
     totals->set_max_staleness_steps(9);
     totals->set_first_step_used(11);
@@ -66,6 +70,12 @@ TEST(SummaryTest, TakesFinalEvaluationAndTotals) {
   EXPECT_FALSE(g.final().has_validation_auc());
   EXPECT_EQ(g.teacher().mean_staleness_steps(), 4.5);
   EXPECT_EQ(g.teacher().first_step_used(), 11);
+  EXPECT_EQ(g.teacher().used_steps(), 10);
+  EXPECT_EQ(g.teacher().hedged_requests(), 3);
+  EXPECT_EQ(g.teacher().late_answers(), 2);
+  EXPECT_EQ(g.teacher().mean_prefetch_lag_steps(), 1.5);
+  ASSERT_EQ(g.teacher().teachers_size(), 1);
+  EXPECT_EQ(g.teacher().teachers(0).name(), "other");
   EXPECT_EQ(g.push_bytes(), 1000u);
   EXPECT_THAT(g.teachers(), ElementsAre("alpha"));
   EXPECT_EQ(g.restores(), 1);

@@ -239,6 +239,23 @@ void AddCounters(const WorkerCounters& more, WorkerCounters* sum) {
   sum->set_pushes_duplicate(sum->pushes_duplicate() + more.pushes_duplicate());
   sum->set_pushes_lost(sum->pushes_lost() + more.pushes_lost());
   sum->set_steps_skipped(sum->steps_skipped() + more.steps_skipped());
+  sum->set_teacher_hedged(sum->teacher_hedged() + more.teacher_hedged());
+  sum->set_teacher_late(sum->teacher_late() + more.teacher_late());
+  for (const TeacherCounters& teacher : more.teachers()) {
+    TeacherCounters* of_name = nullptr;
+    for (TeacherCounters& known : *sum->mutable_teachers()) {
+      if (known.name() == teacher.name()) of_name = &known;
+    }
+    if (of_name == nullptr) {
+      *sum->add_teachers() = teacher;
+      continue;
+    }
+    of_name->set_requests(of_name->requests() + teacher.requests());
+    of_name->set_failures(of_name->failures() + teacher.failures());
+    of_name->set_refused(of_name->refused() + teacher.refused());
+    of_name->set_hedged(of_name->hedged() + teacher.hedged());
+    of_name->set_late(of_name->late() + teacher.late());
+  }
 }
 
 }  // namespace codistill

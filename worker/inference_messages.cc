@@ -11,6 +11,7 @@
 #include "common/model/inputs.h"
 #include "common/rpc/frame.h"
 #include "proto/open_inference.pb.h"
+#include "worker/external_answer.h"
 
 namespace codistill {
 namespace {
@@ -125,14 +126,17 @@ absl::Status CheckLogitsShape(const std::vector<int64_t>& shape, int64_t rows, i
 grpc::ByteBuffer EncodeQuestion(const InferenceQuestion& question) {
   ModelInferRequest request;
   std::vector<PayloadRef> payloads;
-  request.set_model_name(question.model);
+  const TeacherDialect& dialect = *question.dialect;
+  request.set_model_name(dialect.model);
+  request.set_model_version(dialect.version);
   request.set_id(absl::StrCat(question.batch->generation, ".", question.batch->step));
-  if (question.max_staleness_steps >= 0) {
+  if (dialect.codistill_server && question.max_staleness_steps >= 0) {
     (*request.mutable_parameters())["max_staleness_steps"].set_int64_param(
         question.max_staleness_steps);
   }
   for (int i = 0; i < question.config->inputs_size(); ++i) {
-    AddInput(question.config->inputs(i).name(), question.batch->inputs[i], &request, &payloads);
+    AddInput(dialect.inputs.empty() ? question.config->inputs(i).name() : dialect.inputs[i],
+             question.batch->inputs[i], &request, &payloads);
   }
   for (int i = 0; i < question.config->states_size(); ++i) {
     const RecurrentState& state = question.config->states(i);
@@ -142,14 +146,22 @@ grpc::ByteBuffer EncodeQuestion(const InferenceQuestion& question) {
                  : question.states[i],
              &request, &payloads);
   }
-  if (!question.batch->example_ids.empty()) {
+  if (dialect.codistill_server && !question.batch->example_ids.empty()) {
     AddInput("example_id", question.batch->example_ids, &request, &payloads);
+  }
+  if (dialect.external()) {
+    // Whatever else the model gives need not travel.
+    request.add_outputs()->set_name(dialect.output);
+    for (const RecurrentState& state : question.config->states()) {
+      request.add_outputs()->set_name(state.name());
+    }
   }
   return EncodeWithPayload(request, kRawInputField, payloads);
 }
 
 absl::StatusOr<InferenceAnswer> DecodeAnswer(grpc::ByteBuffer* buffer,
                                              const InferenceQuestion& question) {
+  if (question.dialect->external()) return DecodeExternalAnswer(buffer, question);
   ModelInferResponse response;
   DecodedPayload payload;
   CODISTILL_RETURN_IF_ERROR(DecodedPayload::Decode(buffer, kRawOutputField, &response, &payload));

@@ -16,8 +16,24 @@
 // (proto/open_inference.proto): small fields through protobuf, tensors around it.
 namespace codistill {
 
+// How the servers of one teacher are spoken to. Default: as our own are.
+struct TeacherDialect {
+  std::string model;    // its name there: the teacher's group
+  std::string version;  // that must answer; empty = the server's choice
+  // What the inputs are called there, by index in ModelConfig.inputs; empty = as in the job.
+  std::vector<std::string> inputs;
+  std::string output = "logits";
+  // `output` holds probabilities, which become logits whose softmax they are.
+  bool probabilities = false;
+  // Whether questions carry example_id and the parameters that our own servers know.
+  bool codistill_server = true;
+
+  // Whether answers need worker/external_answer.h.
+  bool external() const { return !codistill_server || probabilities || output != "logits"; }
+};
+
 struct InferenceQuestion {
-  std::string model;  // the teacher's group
+  std::shared_ptr<const TeacherDialect> dialect;
   std::shared_ptr<const ModelConfig> config;
   std::shared_ptr<const TeacherBatch> batch;
   // By index in config.states; an empty vector stands for zeros. Models without states: empty.

@@ -358,7 +358,7 @@ absl::Status StepComputer::TakePredictions(const BatchPipeline::Step& step) {
   options_.progress->SetState("waiting", absl::StrCat("for the teachers at step ", number));
   absl::StatusOr<TeacherPredictions> predictions = options_.teachers->Take(step.question);
   const TeacherSource::Counters counters = options_.teachers->counters();
-  options_.progress->SetTeacherRequests(counters.requests, counters.failures);
+  options_.progress->SetTeachers(counters);
   CODISTILL_RETURN_IF_ERROR(predictions);
   options_.progress->SetState(
       "training", predictions->logits.empty()

@@ -2,53 +2,51 @@
 
 #include <algorithm>
 #include <deque>
+#include <random>
+#include <string>
 #include <thread>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
 #include "common/base/executor.h"
 #include "common/base/mutex.h"
-#include "common/base/random.h"
 #include "common/config/schedule.h"
-#include "common/config/teachers.h"
 #include "glog/logging.h"
+#include "worker/teacher_chain.h"
+#include "worker/teacher_endpoints.h"
 
 namespace codistill {
 namespace {
 
-constexpr absl::Duration kFirstBackoff = absl::Milliseconds(50);
-constexpr absl::Duration kLongestBackoff = absl::Seconds(1);
 // Batches kept beyond those the job prefetches: the one in hand, and chained ones whose step has
 // passed.
 constexpr int kExtraBatches = 8;
 
-// Doubles with every failure in a row, with 20 % of jitter.
-absl::Duration Backoff(uint64_t server, int failures) {
-  const absl::Duration doubled = kFirstBackoff * (1 << std::min(failures - 1, 10));
-  const double jitter = 0.8 + 0.4 * UniformDouble(Mix(server, failures));
-  return std::min(doubled, kLongestBackoff) * jitter;
-}
-
-struct Server {
-  int index = 0;  // in the channel
-  std::string address;
-  int outstanding = 0;
-  int failures_in_row = 0;
-  absl::Time not_before = absl::InfinitePast();  // after a failure
-  uint64_t generation = 0;                       // of its last answer; 0 = none, or not told
+// One batch's question to one server.
+struct Attempt {
+  int server = 0;  // of its teacher
+  absl::Time sent;
+  bool hedge = false;      // another one was under way
+  bool cancelled = false;  // by us: nobody wants the answer
+  std::shared_ptr<InferenceChannel::Call> call;
 };
 
 // One batch's question to one teacher.
 struct Question {
-  enum State { kPending, kInFlight, kAnswered };
-  State state = kPending;
-  std::shared_ptr<InferenceChannel::Call> call;  // kInFlight
-  Tensor logits;                                 // kAnswered
-  uint64_t generation = 0;                       // of the teacher
+  bool answered = false;
+  // Under way and not cancelled: none (then, unless answered, it is to be asked), one, or one and
+  // its hedge.
+  std::vector<std::shared_ptr<Attempt>> attempts;
+  // Once answered:
+  Tensor logits;
+  uint64_t generation = 0;  // of the teacher
   int64_t staleness_steps = 0;
   int64_t answered_at_step = 0;  // of the student
+
+  bool in_flight() const { return !attempts.empty(); }
 };
 
 struct Entry {
@@ -61,12 +59,11 @@ struct Entry {
 
 struct TeacherState {
   std::string name;
-  std::vector<Server> servers;
+  std::shared_ptr<const TeacherDialect> dialect;
+  TeacherEndpoints endpoints;
+  TeacherSource::Counts counts = {};
   uint64_t generation = 0;  // its group's, as far as its servers have told
-  // Recurrent state after (chain_generation, chain_step).
-  std::vector<Tensor> chain_states;
-  uint64_t chain_generation = 0;
-  int64_t chain_step = -1;
+  TeacherChain chain = {};
   Metrics::Histogram* latency = nullptr;
 };
 
@@ -76,18 +73,17 @@ class TeacherClientImpl : public TeacherClient {
       : model_(std::make_shared<ModelConfig>(options.model)),
         config_(options.codistillation),
         recurrent_(options.model.states_size() > 0),
-        wait_(Wait(options.codistillation)) {
+        wait_(absl::Milliseconds(TeacherWaitMs(options.codistillation))),
+        hedge_after_(config_.hedge_after_ms() > 0 ? absl::Milliseconds(config_.hedge_after_ms())
+                                                  : absl::InfiniteDuration()) {
+    std::random_device random;
     std::vector<std::string> addresses;
-    for (const Teacher& teacher : options.teachers) {
-      TeacherState state;
-      state.name = teacher.name;
-      for (const std::string& address : teacher.addresses) {
-        Server server;
-        server.index = static_cast<int>(addresses.size());
-        server.address = address;
-        state.servers.push_back(server);
-        addresses.push_back(address);
-      }
+    for (Teacher& teacher : options.teachers) {
+      const int first = static_cast<int>(addresses.size());
+      addresses.insert(addresses.end(), teacher.addresses.begin(), teacher.addresses.end());
+      if (teacher.dialect.model.empty()) teacher.dialect.model = teacher.name;
+      TeacherState state{teacher.name, std::make_shared<TeacherDialect>(std::move(teacher.dialect)),
+                         TeacherEndpoints(std::move(teacher.addresses), first, random())};
       if (options.metrics != nullptr) {
         state.latency = options.metrics->latency("codistill_worker_teacher_request_seconds",
                                                  "Time from a question to a teacher to its answer.",
@@ -97,7 +93,7 @@ class TeacherClientImpl : public TeacherClient {
     }
     channel_ = options.channel != nullptr ? std::move(options.channel)
                                           : InferenceChannel::Create(addresses);
-    retry_thread_ = std::thread([this] { RunRetries(); });
+    sender_ = std::thread([this] { RunSender(); });
   }
 
   ~TeacherClientImpl() override {
@@ -106,7 +102,7 @@ class TeacherClientImpl : public TeacherClient {
       stopping_ = true;
       changed_.SignalAll();
     }
-    retry_thread_.join();
+    sender_.join();
     channel_.reset();  // every callback has run
   }
 
@@ -125,16 +121,18 @@ class TeacherClientImpl : public TeacherClient {
     current_step_ = batch.step;
     PassOlderThan(batch);
     const std::shared_ptr<Entry> entry = FindOrAdd(batch);
-    const absl::Time deadline = absl::Now() + wait_;
-    while (!AllAnswered(*entry) && !stop_waiting_ && !entry->abandoned) {
-      if (changed_.WaitWithDeadline(&mu_, deadline) || absl::Now() >= deadline) break;
+    if (wait_ > absl::ZeroDuration()) {
+      const absl::Time deadline = absl::Now() + wait_;
+      while (!AllAnswered(*entry) && !stop_waiting_ && !entry->abandoned) {
+        if (changed_.WaitWithDeadline(&mu_, deadline) || absl::Now() >= deadline) break;
+      }
     }
     TeacherPredictions predictions;
     std::vector<std::string> missing;
     int64_t answered_at = batch.step;
     for (size_t i = 0; i < teachers_.size(); ++i) {
       Question& question = entry->questions[i];
-      if (question.state != Question::kAnswered) {
+      if (!question.answered) {
         missing.push_back(teachers_[i].name);
         continue;
       }
@@ -143,15 +141,17 @@ class TeacherClientImpl : public TeacherClient {
       answered_at = std::min(answered_at, question.answered_at_step);
     }
     predictions.prefetch_lag_steps = batch.step - answered_at;
-    Pass(entry);
+    Pass(entry.get());
+    RemovePassed();
+    // What may be sent now, the sender sends: training goes on.
+    changed_.SignalAll();
     if (!missing.empty() && config_.on_teacher_loss() == CodistillationConfig::FAIL &&
         !stop_waiting_) {
-      return absl::UnavailableError(absl::StrCat(
-          "codistillation.on_teacher_loss is FAIL, and at step ", batch.step,
-          " there were no predictions of ", absl::StrJoin(missing, ", "), " after ",
-          absl::FormatDuration(wait_),
-          counters_.last_error.empty() ? ""
-                                       : absl::StrCat("; last error: ", counters_.last_error)));
+      return absl::UnavailableError(
+          absl::StrCat("codistillation.on_teacher_loss is FAIL, and at step ", batch.step,
+                       " there were no predictions of ", absl::StrJoin(missing, ", "), " after ",
+                       absl::FormatDuration(wait_),
+                       last_error_.empty() ? "" : absl::StrCat("; last error: ", last_error_)));
     }
     return predictions;
   }
@@ -160,10 +160,7 @@ class TeacherClientImpl : public TeacherClient {
     MutexLock lock(&mu_);
     for (const auto& entry : entries_) Abandon(entry.get());
     entries_.clear();
-    for (TeacherState& teacher : teachers_) {
-      teacher.chain_states.clear();
-      teacher.chain_step = -1;
-    }
+    for (TeacherState& teacher : teachers_) teacher.chain.Reset();
     changed_.SignalAll();
   }
 
@@ -175,17 +172,24 @@ class TeacherClientImpl : public TeacherClient {
 
   Counters counters() const override {
     MutexLock lock(&mu_);
-    return counters_;
+    Counters counters;
+    for (const TeacherState& teacher : teachers_) {
+      counters.requests += teacher.counts.requests;
+      counters.failures += teacher.counts.failures;
+      counters.refused += teacher.counts.refused;
+      counters.hedged += teacher.counts.hedged;
+      counters.late += teacher.counts.late;
+      counters.teachers.emplace_back(teacher.name, teacher.counts);
+    }
+    counters.outstanding = outstanding_;
+    counters.last_error = last_error_;
+    return counters;
   }
 
  private:
-  static absl::Duration Wait(const CodistillationConfig& config) {
-    return absl::Milliseconds(TeacherWaitMs(config));
-  }
-
   static bool AllAnswered(const Entry& entry) {
     return std::all_of(entry.questions.begin(), entry.questions.end(),
-                       [](const Question& q) { return q.state == Question::kAnswered; });
+                       [](const Question& q) { return q.answered; });
   }
 
   std::shared_ptr<Entry> FindOrAdd(const TeacherBatch& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
@@ -200,124 +204,135 @@ class TeacherClientImpl : public TeacherClient {
       Abandon(entries_.front().get());
       entries_.pop_front();
     }
-    for (size_t i = 0; i < teachers_.size(); ++i) Advance(i);
-    // The retry thread may have slept until now with nothing to wait for.
+    const absl::Time now = absl::Now();
+    for (size_t i = 0; i < teachers_.size(); ++i) Advance(i, now);
+    // The sender may have slept until now with nothing to wait for.
     changed_.SignalAll();
     return entry;
   }
 
-  // Sends what can be sent to teacher `index`, in batch order.
-  void Advance(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    if (stopping_) return;
-    TeacherState& teacher = teachers_[index];
+  // Sends what can be sent to teacher `index`, in batch order: first questions, repetitions,
+  // hedges. Returns when to look again if nothing happens until then.
+  absl::Time Advance(size_t index, absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    absl::Time next = absl::InfiniteFuture();
+    if (stopping_) return next;
+    TeacherEndpoints& endpoints = teachers_[index].endpoints;
     for (const auto& entry : entries_) {
       Question& question = entry->questions[index];
-      if (question.state == Question::kAnswered) continue;
-      if (question.state == Question::kPending && !entry->passed) {
-        Server* server = ChooseServer(&teacher);
-        if (server == nullptr) return;
+      if (question.answered) continue;
+      if (!question.in_flight()) {
+        if (entry->passed) continue;
+        const int server = endpoints.Choose(now);
+        if (server < 0) return std::min(next, endpoints.NextAvailable());
         Send(index, entry, server);
       }
+      if (question.attempts.size() == 1 && endpoints.size() > 1 &&
+          hedge_after_ < absl::InfiniteDuration()) {
+        const int first = question.attempts[0]->server;
+        const absl::Time due = question.attempts[0]->sent + hedge_after_;
+        const int other = due <= now ? endpoints.Choose(now, first) : -1;
+        if (other >= 0) {
+          Send(index, entry, other);
+        } else {
+          next = std::min(next, std::max(due, endpoints.NextAvailable(first)));
+        }
+      }
       // A recurrent teacher's next question needs this one's state.
-      if (recurrent_ && question.state == Question::kInFlight) return;
+      if (recurrent_) return next;
     }
+    return next;
   }
 
-  // The one with the fewest questions under way among those not backing off; null if all are.
-  Server* ChooseServer(TeacherState* teacher) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    const absl::Time now = absl::Now();
-    Server* best = nullptr;
-    for (Server& server : teacher->servers) {
-      if (server.not_before > now) continue;
-      if (best == nullptr || server.outstanding < best->outstanding) best = &server;
-    }
-    return best;
-  }
-
-  void Send(size_t index, const std::shared_ptr<Entry>& entry, Server* server)
+  void Send(size_t index, const std::shared_ptr<Entry>& entry, int server)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    const TeacherState& teacher = teachers_[index];
+    TeacherState& teacher = teachers_[index];
     InferenceQuestion question;
-    question.model = teacher.name;
+    question.dialect = teacher.dialect;
     question.config = model_;
     question.batch = entry->batch;
     question.max_staleness_steps = config_.max_staleness_steps();
-    if (recurrent_ && !entry->batch->starts_epoch &&
-        teacher.chain_generation == entry->batch->generation &&
-        teacher.chain_step + 1 == entry->batch->step) {
-      question.states = teacher.chain_states;
-    }
-    ++server->outstanding;
-    ++counters_.requests;
-    ++counters_.outstanding;
-    const absl::Time sent = absl::Now();
-    Question& mine = entry->questions[index];
-    mine.state = Question::kInFlight;
-    mine.call = channel_->Ask(
-        server->index, std::move(question), sent + absl::Milliseconds(config_.request_timeout_ms()),
-        [this, index, entry, server, sent](absl::StatusOr<InferenceAnswer> answer) {
-          OnAnswer(index, entry, server, sent, std::move(answer));
-        });
+    if (recurrent_) question.states = teacher.chain.Before(*entry->batch);
+    auto attempt = std::make_shared<Attempt>();
+    attempt->server = server;
+    attempt->sent = absl::Now();
+    attempt->hedge = entry->questions[index].in_flight();
+    entry->questions[index].attempts.push_back(attempt);
+    teacher.endpoints.Sent(server);
+    ++teacher.counts.requests;
+    if (attempt->hedge) ++teacher.counts.hedged;
+    ++outstanding_;
+    attempt->call =
+        channel_->Ask(teacher.endpoints.channel_index(server), std::move(question),
+                      attempt->sent + absl::Milliseconds(config_.request_timeout_ms()),
+                      [this, index, entry, attempt](absl::StatusOr<InferenceAnswer> answer) {
+                        OnAnswer(index, entry, attempt, std::move(answer));
+                      });
   }
 
   // On the channel's thread.
-  void OnAnswer(size_t index, const std::shared_ptr<Entry>& entry, Server* server, absl::Time sent,
-                absl::StatusOr<InferenceAnswer> answer) {
+  void OnAnswer(size_t index, const std::shared_ptr<Entry>& entry,
+                const std::shared_ptr<Attempt>& attempt, absl::StatusOr<InferenceAnswer> answer) {
     MutexLock lock(&mu_);
+    const absl::Time now = absl::Now();
     TeacherState& teacher = teachers_[index];
     Question& question = entry->questions[index];
-    question.call = nullptr;
-    question.state = Question::kPending;
-    --server->outstanding;
-    --counters_.outstanding;
-    const bool unwanted = entry->abandoned || (entry->passed && !recurrent_);
-    if (answer.ok()) {
-      if (teacher.latency != nullptr) {
-        teacher.latency->Observe(absl::ToDoubleSeconds(absl::Now() - sent));
-      }
-      if (answer->staleness_steps() > config_.max_staleness_steps()) {
-        answer = absl::FailedPreconditionError(absl::StrCat(
-            "answered by step ", answer->step, " when its group was at ", answer->latest_step,
-            "; at most ", config_.max_staleness_steps(), " steps are allowed"));
-      } else if (!FollowGeneration(index, server, answer->generation)) {
-        answer = absl::FailedPreconditionError(
-            absl::StrCat("answered from generation ", answer->generation,
-                         " of its group, which is in ", teacher.generation));
-      }
+    attempt->call = nullptr;
+    question.attempts.erase(
+        std::remove(question.attempts.begin(), question.attempts.end(), attempt),
+        question.attempts.end());
+    --outstanding_;
+    if (answer.ok() && teacher.latency != nullptr) {
+      teacher.latency->Observe(absl::ToDoubleSeconds(now - attempt->sent));
     }
+    if (answer.ok()) answer = Believable(index, attempt->server, *std::move(answer));
     if (answer.ok()) {
-      server->failures_in_row = 0;
-      server->not_before = absl::InfinitePast();
-      if (!entry->abandoned) Accept(&teacher, entry.get(), &question, *std::move(answer));
-    } else if (!unwanted) {
+      teacher.endpoints.Answered(attempt->server, now - attempt->sent, now);
+      if (!attempt->cancelled) Accept(&teacher, entry.get(), &question, *std::move(answer));
+    } else if (attempt->cancelled) {
       // What we cancelled ourselves is no failure of the server.
-      Fail(teacher, server, answer.status());
+      teacher.endpoints.GivenUp(attempt->server, now - attempt->sent, now);
+    } else {
+      Fail(&teacher, attempt->server, answer.status(), now);
     }
     RemovePassed();
-    Advance(index);
+    Advance(index, now);
     changed_.SignalAll();
+  }
+
+  // The answer, or why it cannot be used.
+  absl::StatusOr<InferenceAnswer> Believable(size_t index, int server, InferenceAnswer answer)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (answer.staleness_steps() > config_.max_staleness_steps()) {
+      return absl::FailedPreconditionError(absl::StrCat(
+          "answered by step ", answer.step, " when its group was at ", answer.latest_step,
+          "; at most ", config_.max_staleness_steps(), " steps are allowed"));
+    }
+    if (!FollowGeneration(index, server, answer.generation)) {
+      return absl::FailedPreconditionError(
+          absl::StrCat("answered from generation ", answer.generation,
+                       " of its group, which is in ", teachers_[index].generation));
+    }
+    return answer;
   }
 
   // A server answers from `generation` of the teacher's group. What was predicted in another one is
   // not used: its steps are no longer the group's. False: it is this answer that is of the past.
-  bool FollowGeneration(size_t index, Server* server, uint64_t generation)
+  bool FollowGeneration(size_t index, int server, uint64_t generation)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     if (generation == 0) return true;
     TeacherState& teacher = teachers_[index];
     // A server that changes over knows best, even where numbers begin anew; one that is heard for
     // the first time may lag behind the others.
-    const bool changed = server->generation != 0 && server->generation != generation;
-    server->generation = generation;
-    if (!changed && generation <= teacher.generation) return generation == teacher.generation;
+    const uint64_t before = teacher.endpoints.generation(server);
+    const bool changed = before != 0 && before != generation;
+    teacher.endpoints.set_generation(server, generation);
     if (generation == teacher.generation) return true;
+    if (!changed && generation < teacher.generation) return false;
     teacher.generation = generation;
     for (const auto& entry : entries_) {
       Question& question = entry->questions[index];
-      if (question.state != Question::kAnswered || entry->passed ||
-          question.generation == generation) {
-        continue;
-      }
-      question.state = Question::kPending;  // asked again
+      if (!question.answered || entry->passed || question.generation == generation) continue;
+      question.answered = false;  // asked again
       question.logits = Tensor();
     }
     return true;
@@ -325,57 +340,60 @@ class TeacherClientImpl : public TeacherClient {
 
   void Accept(TeacherState* teacher, Entry* entry, Question* question, InferenceAnswer answer)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    question->state = Question::kAnswered;
+    Cancel(question);  // the hedge, or what it was a hedge of
+    question->answered = true;
     question->generation = answer.generation;
     question->staleness_steps = answer.staleness_steps();
     question->answered_at_step = current_step_;
     if (!entry->passed) question->logits = std::move(answer.logits);
-    if (recurrent_) {
-      teacher->chain_states = std::move(answer.states);
-      teacher->chain_generation = entry->batch->generation;
-      teacher->chain_step = entry->batch->step;
-    }
+    if (recurrent_) teacher->chain.Set(*entry->batch, std::move(answer.states));
   }
 
-  void Fail(const TeacherState& teacher, Server* server, const absl::Status& status)
+  void Fail(TeacherState* teacher, int server, const absl::Status& status, absl::Time now)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    ++counters_.failures;
-    ++server->failures_in_row;
-    server->not_before = absl::Now() + Backoff(server->index, server->failures_in_row);
-    counters_.last_error =
-        absl::StrCat("teacher ", teacher.name, " at ", server->address, ": ", status.ToString());
-    LOG_IF(WARNING, server->failures_in_row == 1) << counters_.last_error;
+    ++teacher->counts.failures;
+    if (absl::IsResourceExhausted(status)) ++teacher->counts.refused;
+    last_error_ = absl::StrCat("teacher ", teacher->name, " at ",
+                               teacher->endpoints.address(server), ": ", status.ToString());
+    if (teacher->endpoints.Failed(server, status, now)) LOG(WARNING) << last_error_;
   }
 
   // The batch's step is over: only a chained question may go on.
-  void Pass(const std::shared_ptr<Entry>& entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+  void Pass(Entry* entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    if (entry->passed) return;
     entry->passed = true;
-    if (!recurrent_) Cancel(entry.get());
-    RemovePassed();
-    for (size_t i = 0; i < teachers_.size(); ++i) Advance(i);
+    for (size_t i = 0; i < teachers_.size(); ++i) {
+      Question& question = entry->questions[i];
+      if (question.answered || !question.in_flight()) continue;
+      ++teachers_[i].counts.late;
+      if (!recurrent_) Cancel(&question);
+    }
   }
 
   void PassOlderThan(const TeacherBatch& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     for (const auto& entry : entries_) {
-      if (entry->batch->generation != batch.generation) Abandon(entry.get());
-      if (entry->batch->step < batch.step && !entry->passed) {
-        entry->passed = true;
-        if (!recurrent_) Cancel(entry.get());
+      if (entry->batch->generation != batch.generation) {
+        Abandon(entry.get());
+      } else if (entry->batch->step < batch.step) {
+        Pass(entry.get());
       }
     }
     RemovePassed();
   }
 
-  void Abandon(Entry* entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+  static void Abandon(Entry* entry) {
     entry->passed = true;
     entry->abandoned = true;
-    Cancel(entry);
+    for (Question& question : entry->questions) Cancel(&question);
   }
 
-  void Cancel(Entry* entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    for (Question& question : entry->questions) {
-      if (question.call != nullptr) question.call->Cancel();
+  // Cheap: gRPC tells the server and forgets the rest.
+  static void Cancel(Question* question) {
+    for (const auto& attempt : question->attempts) {
+      attempt->cancelled = true;
+      if (attempt->call != nullptr) attempt->call->Cancel();
     }
+    question->attempts.clear();
   }
 
   // Forgets passed batches with nothing under way that somebody waits for.
@@ -388,49 +406,32 @@ class TeacherClientImpl : public TeacherClient {
   }
 
   static bool Chained(const Entry& entry) {
-    return !entry.abandoned &&
-           std::any_of(entry.questions.begin(), entry.questions.end(),
-                       [](const Question& q) { return q.state == Question::kInFlight; });
+    return !entry.abandoned && std::any_of(entry.questions.begin(), entry.questions.end(),
+                                           [](const Question& q) { return q.in_flight(); });
   }
 
-  // Sends again what failed, when its servers' back-off is over.
-  void RunRetries() {
-    SetThreadName("teacher-retries");
+  // Sends what time makes due: repetitions when a back-off is over, hedges; and what a step that
+  // was taken has made way for.
+  void RunSender() {
+    SetThreadName("teacher-questions");
     MutexLock lock(&mu_);
     while (!stopping_) {
-      const absl::Time next = NextRetry();
+      const absl::Time now = absl::Now();
+      absl::Time next = absl::InfiniteFuture();
+      for (size_t i = 0; i < teachers_.size(); ++i) next = std::min(next, Advance(i, now));
       if (next == absl::InfiniteFuture()) {
         changed_.Wait(&mu_);
       } else {
         changed_.WaitWithDeadline(&mu_, next);
       }
-      for (size_t i = 0; i < teachers_.size(); ++i) Advance(i);
     }
-  }
-
-  // When the first server comes out of its back-off that a pending question waits for.
-  absl::Time NextRetry() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    absl::Time next = absl::InfiniteFuture();
-    for (size_t i = 0; i < teachers_.size(); ++i) {
-      bool pending = false, chain_busy = false;
-      for (const auto& entry : entries_) {
-        const Question::State state = entry->questions[i].state;
-        pending |= state == Question::kPending && !entry->passed;
-        chain_busy |= recurrent_ && state == Question::kInFlight;
-      }
-      // Behind a busy chain there is nothing to send until its answer comes.
-      if (!pending || chain_busy) continue;
-      for (const Server& server : teachers_[i].servers) {
-        if (server.failures_in_row > 0) next = std::min(next, server.not_before);
-      }
-    }
-    return next;
   }
 
   const std::shared_ptr<const ModelConfig> model_;
   const CodistillationConfig config_;
   const bool recurrent_;
   const absl::Duration wait_;
+  const absl::Duration hedge_after_;
   std::unique_ptr<InferenceChannel> channel_;  // thread-safe
   // Lock order: before the channel's own lock.
   mutable Mutex mu_;
@@ -439,26 +440,14 @@ class TeacherClientImpl : public TeacherClient {
   // In order of announcement.
   std::deque<std::shared_ptr<Entry>> entries_ ABSL_GUARDED_BY(mu_);
   int64_t current_step_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t outstanding_ ABSL_GUARDED_BY(mu_) = 0;
+  std::string last_error_ ABSL_GUARDED_BY(mu_);
   bool stop_waiting_ ABSL_GUARDED_BY(mu_) = false;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
-  Counters counters_ ABSL_GUARDED_BY(mu_);
-  std::thread retry_thread_;
+  std::thread sender_;
 };
 
 }  // namespace
-
-std::vector<TeacherClient::Teacher> TeacherClient::TeachersInJob(const JobConfig& job, int group) {
-  std::vector<Teacher> teachers;
-  for (const TeacherRef& ref : TeachersOf(job, group)) {
-    Teacher teacher;
-    teacher.name = ref.name;
-    for (const Endpoint& endpoint : PredictionServersOf(job, ref)) {
-      teacher.addresses.push_back(endpoint.address());
-    }
-    teachers.push_back(std::move(teacher));
-  }
-  return teachers;
-}
 
 absl::StatusOr<std::unique_ptr<TeacherClient>> TeacherClient::Create(Options options) {
   if (options.teachers.empty()) return absl::InvalidArgumentError("no teachers");

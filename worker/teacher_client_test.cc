@@ -13,6 +13,7 @@
 #include "absl/time/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "worker/teacher_client_fixture.h"
 #include "worker/testing/scripted_inference_server.h"
 
 namespace codistill {
@@ -20,77 +21,6 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
-
-constexpr int64_t kRows = 2;
-constexpr int64_t kOutputs = 3;
-
-bool Eventually(const std::function<bool()>& condition) {
-  const absl::Time deadline = absl::Now() + absl::Seconds(20);
-  while (!condition()) {
-    if (absl::Now() > deadline) return false;
-    absl::SleepFor(absl::Milliseconds(1));
-  }
-  return true;
-}
-
-std::vector<float> Values(const Tensor& tensor) {
-  auto values = tensor.As<float>();
-  return {values.begin(), values.end()};
-}
-
-// Logits whose every value is `value`.
-void AddLogits(float value, inference::ModelInferResponse* response) {
-  AddFp32Output("logits", {kRows, kOutputs}, std::vector<float>(kRows * kOutputs, value), response);
-}
-
-TeacherBatch Batch(int64_t step, float input = 0, uint64_t generation = 1) {
-  TeacherBatch batch;
-  batch.generation = generation;
-  batch.step = step;
-  batch.example_hash = 1000 + step;
-  Tensor x = Tensor::Allocate(DT_FLOAT, {kRows, 1});
-  for (float& value : x.As<float>()) value = input;
-  batch.inputs.push_back(x);
-  batch.example_ids = Tensor::Zeros(DT_INT64, {kRows});
-  batch.examples = kRows;
-  batch.rows = kRows;
-  return batch;
-}
-
-class TeacherClientTest : public ::testing::Test {
- protected:
-  TeacherClientTest() {
-    options_.model.set_num_outputs(kOutputs);
-    auto* input = options_.model.add_inputs();
-    input->set_name("x");
-    input->add_shape(1);
-    options_.codistillation.set_max_staleness_steps(10);
-  }
-
-  std::unique_ptr<ScriptedInferenceServer> AddTeacher(const std::string& name,
-                                                      ScriptedInferenceServer::Answer answer) {
-    auto server = ScriptedInferenceServer::Start(std::move(answer));
-    options_.teachers.push_back({name, {server->address()}});
-    return server;
-  }
-
-  void AddState() {
-    auto* state = options_.model.add_states();
-    state->set_name("h");
-    state->add_shape(1);
-    state->add_shape(-1);
-  }
-
-  std::unique_ptr<TeacherSource> Create(
-      CodistillationConfig::OnTeacherLoss policy = CodistillationConfig::WAIT) {
-    options_.codistillation.set_on_teacher_loss(policy);
-    auto client = TeacherClient::Create(std::move(options_));
-    EXPECT_TRUE(client.ok()) << client.status();
-    return *std::move(client);
-  }
-
-  TeacherClient::Options options_;
-};
 
 TEST_F(TeacherClientTest, PredictionsWithTheirVersion) {
   std::string model;
@@ -215,7 +145,7 @@ TEST_F(TeacherClientTest, WaitGivesUpAfterItsTimeAndWhenLeaving) {
   EXPECT_TRUE(predictions->logits.empty());
 
   options_ = {};
-  options_.teachers = {{"beta", {server->address()}}};
+  options_.teachers = {{"beta", {server->address()}, {}}};
   auto leaving = Create();  // would wait a minute
   std::thread student([&] { EXPECT_TRUE(leaving->Take(Batch(1))->logits.empty()); });
   leaving->StopWaiting();
@@ -585,24 +515,8 @@ TEST_F(RecurrentTeacherTest, FailuresKeepTheStateUntilTheirStepIsOver) {
 TEST(TeacherClientCreateTest, NamesTheTeacherWithoutAnAddress) {
   EXPECT_FALSE(TeacherClient::Create({}).ok());
   TeacherClient::Options options;
-  options.teachers = {{"beta", {}}};
+  options.teachers = {{"beta", {}, {}}};
   EXPECT_THAT(TeacherClient::Create(std::move(options)).status().ToString(), HasSubstr("beta"));
-}
-
-TEST(TeachersInJobTest, AddressesOfTheOtherGroups) {
-  JobConfig job;
-  for (const char* name : {"alpha", "beta", "gamma"}) {
-    auto* group = job.add_groups();
-    group->set_name(name);
-    group->add_prediction_servers()->set_address(absl::StrCat(name, ":1"));
-    group->add_prediction_servers()->set_address(absl::StrCat(name, ":2"));
-  }
-  const auto teachers = TeacherClient::TeachersInJob(job, 1);
-  ASSERT_EQ(teachers.size(), 2u);
-  EXPECT_EQ(teachers[0].name, "alpha");
-  EXPECT_THAT(teachers[1].addresses, ElementsAre("gamma:1", "gamma:2"));
-  job.mutable_codistillation()->set_enabled(false);
-  EXPECT_TRUE(TeacherClient::TeachersInJob(job, 1).empty());
 }
 
 }  // namespace

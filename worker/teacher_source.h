@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
@@ -49,11 +50,19 @@ struct TeacherPredictions {
 // and taken by the one that trains.
 class TeacherSource {
  public:
-  struct Counters {
-    int64_t requests = 0;     // sent, repetitions included
-    int64_t failures = 0;     // of those: refused, broken off, malformed or too stale
+  // As TeacherCounters in proto/parameter_server.proto.
+  struct Counts {
+    int64_t requests = 0;
+    int64_t failures = 0;
+    int64_t refused = 0;
+    int64_t hedged = 0;
+    int64_t late = 0;
+  };
+  struct Counters : Counts {  // over all teachers
     int64_t outstanding = 0;  // now
     std::string last_error;   // of the newest failure, naming teacher and address
+    // By teacher, with its name. Empty where a source does not tell teachers apart.
+    std::vector<std::pair<std::string, Counts>> teachers;
   };
 
   virtual ~TeacherSource() = default;

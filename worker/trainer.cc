@@ -365,7 +365,7 @@ void Trainer::Beat() {
   }
   if (options_.teachers != nullptr) {
     const TeacherSource::Counters counters = options_.teachers->counters();
-    progress_->SetTeacherRequests(counters.requests, counters.failures);
+    progress_->SetTeachers(counters);
   }
   request.set_rank(options_.rank);
   request.set_process_nonce(options_.process_nonce);
@@ -391,7 +391,7 @@ void Trainer::Leave(const absl::Status& status) {
   if (!joined_ || !superseded().ok()) return;
   if (options_.teachers != nullptr) {
     const TeacherSource::Counters counters = options_.teachers->counters();
-    progress_->SetTeacherRequests(counters.requests, counters.failures);
+    progress_->SetTeachers(counters);
   }
   HeartbeatRequest request;
   request.set_rank(options_.rank);

@@ -54,6 +54,14 @@ WorkerProgress::WorkerProgress(Metrics* metrics, Clock* clock) : clock_(clock), 
                                        "Questions sent to teachers, repetitions included.");
   teacher_failures_ =
       metrics->counter("codistill_worker_teacher_failures_total", "Questions that failed.");
+  teacher_refused_ = metrics->counter("codistill_worker_teacher_refused_total",
+                                      "Of those, by servers that were busy.");
+  teacher_hedged_ =
+      metrics->counter("codistill_worker_teacher_hedged_total",
+                       "Questions asked of another server too, for the first one was slow.");
+  teacher_late_ =
+      metrics->counter("codistill_worker_teacher_late_total",
+                       "Questions that were under way when their step was computed without them.");
   label_loss_ = metrics->gauge("codistill_worker_label_loss", "Of the last step, nats a label.");
   teacher_loss_ =
       metrics->gauge("codistill_worker_teacher_loss", "Of the last step with predictions.");
@@ -91,14 +99,31 @@ void WorkerProgress::AddPulled(uint64_t bytes) {
   counters_.set_pull_bytes(counters_.pull_bytes() + bytes);
 }
 
-void WorkerProgress::SetTeacherRequests(int64_t requests, int64_t failures) {
+void WorkerProgress::SetTeachers(const TeacherSource::Counters& teachers) {
   MutexLock lock(&mu_);
+  WorkerCounters& c = counters_;
   if (teacher_requests_ != nullptr) {
-    teacher_requests_->Add(static_cast<double>(requests - counters_.teacher_requests()));
-    teacher_failures_->Add(static_cast<double>(failures - counters_.teacher_failures()));
+    teacher_requests_->Add(static_cast<double>(teachers.requests - c.teacher_requests()));
+    teacher_failures_->Add(static_cast<double>(teachers.failures - c.teacher_failures()));
+    teacher_refused_->Add(static_cast<double>(teachers.refused - refused_so_far_));
+    teacher_hedged_->Add(static_cast<double>(teachers.hedged - c.teacher_hedged()));
+    teacher_late_->Add(static_cast<double>(teachers.late - c.teacher_late()));
   }
-  counters_.set_teacher_requests(requests);
-  counters_.set_teacher_failures(failures);
+  refused_so_far_ = teachers.refused;
+  c.set_teacher_requests(teachers.requests);
+  c.set_teacher_failures(teachers.failures);
+  c.set_teacher_hedged(teachers.hedged);
+  c.set_teacher_late(teachers.late);
+  c.clear_teachers();
+  for (const auto& [name, counts] : teachers.teachers) {
+    TeacherCounters* teacher = c.add_teachers();
+    teacher->set_name(name);
+    teacher->set_requests(counts.requests);
+    teacher->set_failures(counts.failures);
+    teacher->set_refused(counts.refused);
+    teacher->set_hedged(counts.hedged);
+    teacher->set_late(counts.late);
+  }
 }
 
 void WorkerProgress::StepDone(const StepReport& report) {

@@ -13,6 +13,7 @@
 #include "common/metrics/metrics.h"
 #include "proto/control.pb.h"
 #include "proto/parameter_server.pb.h"
+#include "worker/teacher_source.h"
 
 namespace codistill {
 
@@ -45,7 +46,7 @@ class WorkerProgress {
   void SetGeneration(uint64_t generation);
   void AddTime(Activity activity, absl::Duration time);
   void AddPulled(uint64_t bytes);
-  void SetTeacherRequests(int64_t requests, int64_t failures);
+  void SetTeachers(const TeacherSource::Counters& teachers);
   // The decision about a push has come.
   void StepDone(const StepReport& report);
   // A push was begun, and no answer came.
@@ -68,6 +69,7 @@ class WorkerProgress {
   Clock* const clock_;
   mutable Mutex mu_;
   WorkerCounters counters_ ABSL_GUARDED_BY(mu_);
+  int64_t refused_so_far_ ABSL_GUARDED_BY(mu_) = 0;  // by teachers
   std::string state_ ABSL_GUARDED_BY(mu_) = "starting";
   std::string detail_ ABSL_GUARDED_BY(mu_);
   int64_t step_ ABSL_GUARDED_BY(mu_) = 0;  // newest decided
@@ -88,6 +90,9 @@ class WorkerProgress {
   Metrics::Gauge* current_step_ = nullptr;
   Metrics::Counter* teacher_requests_ = nullptr;
   Metrics::Counter* teacher_failures_ = nullptr;
+  Metrics::Counter* teacher_refused_ = nullptr;
+  Metrics::Counter* teacher_hedged_ = nullptr;
+  Metrics::Counter* teacher_late_ = nullptr;
   Metrics* const metrics_;
 };
 

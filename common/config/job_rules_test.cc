@@ -225,6 +225,7 @@ INSTANTIATE_TEST_SUITE_P(
         {kGood,
          {"codistillation.request_timeout_ms=0"},
          "codistillation.request_timeout_ms: too small (0)"},
+        {kGood, {"codistillation.hedge_after_ms=-1"}, "codistillation.hedge_after_ms: too small"},
         {kGood, {"codistillation.teacher_wait_ms=-1"}, "codistillation.teacher_wait_ms: too small"},
         {kGood,
          {"evaluation.every_steps=15"},

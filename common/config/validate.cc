@@ -256,6 +256,7 @@ void CheckCodistillation(const JobConfig& job, Mistakes* mistakes) {
   mistakes->Between(path + "prefetch", codistillation.prefetch(), 1, kMaxPrefetch);
   mistakes->AtLeast(path + "teacher_wait_ms", codistillation.teacher_wait_ms(), 0);
   mistakes->AtLeast(path + "request_timeout_ms", codistillation.request_timeout_ms(), 1);
+  mistakes->AtLeast(path + "hedge_after_ms", codistillation.hedge_after_ms(), 0);
   if (!HasTeachers(job)) return;
 
   // In ASYNC a worker counts burn-in by its own steps, of which the group's are the sum.

@@ -53,7 +53,8 @@ std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address, ChannelUs
   arguments.SetMaxSendMessageSize(MaxMessageBytes(use));
   // A daemon that was restarted is found again within about a second.
   arguments.SetInt(GRPC_ARG_INITIAL_RECONNECT_BACKOFF_MS, 100);
-  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, 1000);
+  // For predictions sooner: a step cannot wait for them.
+  arguments.SetInt(GRPC_ARG_MAX_RECONNECT_BACKOFF_MS, use == ChannelUse::kPrediction ? 500 : 1000);
   // In spite of its name: how long an attempt to connect may take, handshake included. A busy
   // machine needs longer than the first back-off; one that drops packets should not be waited for
   // much longer.
