@@ -5,22 +5,33 @@
 #include <utility>
 #include <vector>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/types/optional.h"
+#include "common/base/retry_after.h"
 #include "common/base/status.h"
 #include "common/rpc/frame.h"
+#include "google/protobuf/io/coded_stream.h"
+#include "google/protobuf/wire_format_lite.h"
+#include "predserver/request_parameters.h"
 #include "proto/open_inference.pb.h"
 
 namespace codistill {
 namespace {
 
-using inference::InferParameter;
+using google::protobuf::internal::WireFormatLite;
+using google::protobuf::io::CodedOutputStream;
 using inference::InferTensorContents;
 using inference::ModelInferRequest;
 using inference::ModelInferResponse;
+using inference::ModelStreamInferResponse;
 
+constexpr int kMaxVarintBytes = 10;
 constexpr int kRawInputField = ModelInferRequest::kRawInputContentsFieldNumber;
 constexpr int kRawOutputField = ModelInferResponse::kRawOutputContentsFieldNumber;
+
+// What a slice of a response keeps alive: a tensor's memory, and whatever the caller wants to see
+// the end of.
+using Held = std::pair<std::shared_ptr<const void>, std::shared_ptr<const void>>;
 
 // Everything that the parts of a request's inputs point into.
 struct Contents {
@@ -40,6 +51,18 @@ std::string Packed(const Values& values) {
   return bytes;
 }
 
+// Of values whose field is wider than they are.
+template <typename T, typename Values>
+absl::StatusOr<std::string> PackedWithin(const std::string& name, const Values& values) {
+  for (const auto value : values) {
+    if (value != static_cast<T>(value)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("input ", name, ": contents have ", value, ", which its datatype has not"));
+    }
+  }
+  return Packed<T>(values);
+}
+
 // The bytes that raw contents would have had. Types without a field of their own (FP16, BF16)
 // travel raw only.
 absl::StatusOr<std::string> PackTyped(const std::string& name, const std::string& datatype,
@@ -56,7 +79,9 @@ absl::StatusOr<std::string> PackTyped(const std::string& name, const std::string
     case DT_INT8:
       return Packed<int8_t>(contents.int_contents());
     case DT_UINT8:
-      return Packed<uint8_t>(contents.uint_contents());
+      return PackedWithin<uint8_t>(name, contents.uint_contents());
+    case DT_INT8:
+      return PackedWithin<int8_t>(name, contents.int_contents());
     case DT_BOOL:
       return Packed<bool>(contents.bool_contents());
     default:
@@ -66,43 +91,18 @@ absl::StatusOr<std::string> PackTyped(const std::string& name, const std::string
   }
 }
 
-absl::StatusOr<int64_t> MaxStaleness(const ModelInferRequest& request) {
-  constexpr char kName[] = "max_staleness_steps";
-  const auto found = request.parameters().find(kName);
-  if (found == request.parameters().end()) return -1;
-  const InferParameter& parameter = found->second;
-  int64_t value = -1;
-  switch (parameter.parameter_choice_case()) {
-    case InferParameter::kInt64Param:
-      value = parameter.int64_param();
-      break;
-    case InferParameter::kUint64Param:
-      value = static_cast<int64_t>(parameter.uint64_param() & INT64_MAX);
-      break;
-    case InferParameter::kStringParam:
-      if (!absl::SimpleAtoi(parameter.string_param(), &value)) value = -1;
-      break;
-    default:
-      break;
-  }
-  if (value < 0) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "parameter ", kName, ": ", parameter.ShortDebugString(), "; it must be an integer >= 0"));
-  }
-  return value;
-}
-
 void SetInt64(const char* name, int64_t value, ModelInferResponse* response) {
   (*response->mutable_parameters())[name].set_int64_param(value);
 }
 
 }  // namespace
 
-absl::StatusOr<InferenceRequest> DecodeInferenceRequest(grpc::ByteBuffer buffer) {
+absl::Status DecodeInferenceRequest(grpc::ByteBuffer buffer, InferenceRequest* request) {
   auto contents = std::make_shared<Contents>();
   ModelInferRequest message;
   CODISTILL_RETURN_IF_ERROR(
       DecodedPayload::Decode(&buffer, kRawInputField, &message, &contents->raw));
+  request->id = message.id();
   const int raw_count = contents->raw.count();
   if (raw_count > 0 && raw_count != message.inputs_size()) {
     return absl::InvalidArgumentError(absl::StrCat("raw_input_contents: has ", raw_count,
@@ -110,14 +110,12 @@ absl::StatusOr<InferenceRequest> DecodeInferenceRequest(grpc::ByteBuffer buffer)
                                                    " inputs; it must have one for each"));
   }
 
-  InferenceRequest request;
-  request.id = message.id();
-  PredictionRequest& prediction = request.prediction;
+  PredictionRequest& prediction = request->prediction;
   prediction.model = message.model_name();
   prediction.version = message.model_version();
-  CODISTILL_ASSIGN_OR_RETURN(prediction.max_staleness_steps, MaxStaleness(message));
+  CODISTILL_RETURN_IF_ERROR(ReadParameters(message, request));
   for (const auto& output : message.outputs()) prediction.outputs.push_back(output.name());
-  contents->typed.resize(message.inputs_size());
+  if (raw_count == 0) contents->typed.resize(message.inputs_size());
   for (int i = 0; i < message.inputs_size(); ++i) {
     const auto& from = message.inputs(i);
     PredictionRequest::Input& input = prediction.inputs.emplace_back();
@@ -139,16 +137,23 @@ absl::StatusOr<InferenceRequest> DecodeInferenceRequest(grpc::ByteBuffer buffer)
     }
   }
   prediction.owner = std::move(contents);
-  return request;
+  return absl::OkStatus();
 }
 
-grpc::ByteBuffer EncodeInferenceResponse(const std::string& model, const std::string& id,
-                                         const Prediction& prediction) {
+size_t ResponseBytes(const Prediction& prediction) {
+  size_t bytes = 0;
+  for (const NamedTensor& output : prediction.outputs) bytes += output.tensor.bytes();
+  return bytes;
+}
+
+grpc::ByteBuffer EncodeInferenceResponse(const std::string& model, const InferenceRequest& request,
+                                         const Prediction& prediction,
+                                         const std::shared_ptr<const void>& hold) {
   ModelInferResponse response;
   response.set_model_name(model);
   response.set_model_version(
       absl::StrCat(prediction.version.generation(), ".", prediction.version.step()));
-  response.set_id(id);
+  response.set_id(request.id);
   SetInt64("generation", static_cast<int64_t>(prediction.version.generation()), &response);
   SetInt64("step", prediction.version.step(), &response);
   SetInt64("latest_step", prediction.latest_step, &response);
@@ -156,15 +161,51 @@ grpc::ByteBuffer EncodeInferenceResponse(const std::string& model, const std::st
   SetInt64("age_ms", absl::ToInt64Milliseconds(prediction.age), &response);
   (*response.mutable_parameters())["precision"].set_string_param(
       std::string(DataTypeName(prediction.precision)));
+  if (request.mark_final) {
+    (*response.mutable_parameters())["triton_final_response"].set_bool_param(true);
+  }
   std::vector<PayloadRef> payloads;
   for (const NamedTensor& output : prediction.outputs) {
     auto* to = response.add_outputs();
     to->set_name(output.name);
     to->set_datatype(std::string(DataTypeName(output.tensor.dtype())));
     for (int64_t size : output.tensor.shape()) to->add_shape(size);
-    payloads.push_back({output.tensor.data(), output.tensor.bytes(), output.tensor.owner()});
+    std::shared_ptr<const void> owner = output.tensor.owner();
+    if (hold != nullptr) owner = std::make_shared<const Held>(std::move(owner), hold);
+    payloads.push_back({output.tensor.data(), output.tensor.bytes(), std::move(owner)});
   }
   return EncodeWithPayload(response, kRawOutputField, payloads);
+}
+
+grpc::ByteBuffer EncodeStreamResponse(const grpc::ByteBuffer& response) {
+  std::vector<grpc::Slice> slices;
+  if (!response.Dump(&slices).ok()) slices.clear();  // uncompressed: cannot fail
+  uint8_t header[2 * kMaxVarintBytes];
+  uint8_t* end = CodedOutputStream::WriteTagToArray(
+      WireFormatLite::MakeTag(ModelStreamInferResponse::kInferResponseFieldNumber,
+                              WireFormatLite::WIRETYPE_LENGTH_DELIMITED),
+      header);
+  end = CodedOutputStream::WriteVarint64ToArray(response.Length(), end);
+  slices.insert(slices.begin(), grpc::Slice(header, end - header));
+  return grpc::ByteBuffer(slices.data(), slices.size());
+}
+
+grpc::ByteBuffer EncodeStreamError(const std::string& id, const absl::Status& status) {
+  ModelStreamInferResponse message;
+  message.set_error_message(id.empty() ? std::string(status.message())
+                                       : absl::StrCat("[request id: ", id, "] ", status.message()));
+  // An empty text would mean that nothing is wrong.
+  if (message.error_message().empty()) {
+    message.set_error_message(absl::StatusCodeToString(status.code()));
+  }
+  ModelInferResponse* const response = message.mutable_infer_response();
+  response->set_id(id);
+  (*response->mutable_parameters())["status"].set_string_param(
+      absl::StatusCodeToString(status.code()));
+  if (const absl::optional<absl::Duration> delay = RetryAfter(status); delay.has_value()) {
+    SetInt64("retry_after_ms", absl::ToInt64Milliseconds(*delay), response);
+  }
+  return EncodeWithPayload(message, kRawOutputField, {});
 }
 
 }  // namespace codistill

@@ -1,45 +1,33 @@
 #include "predserver/inference_service.h"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/base/status.h"
 #include "common/daemon/version.h"
+#include "common/rpc/channel.h"
 #include "common/rpc/unary_call.h"
-#include "predserver/inference_codec.h"
+#include "predserver/inference_stream.h"
+#include "predserver/model_description.h"
 
 namespace codistill {
 namespace {
 
 using InferCall = UnaryCall<grpc::ByteBuffer, grpc::ByteBuffer>;
-using TensorMetadata = inference::ModelMetadataResponse::TensorMetadata;
 
-void Describe(const std::string& name, DataType dtype, TensorMetadata* metadata) {
-  metadata->set_name(name);
-  metadata->set_datatype(std::string(DataTypeName(dtype)));
-}
+// What a response may have beside its tensors.
+constexpr size_t kHeadroomBytes = 64 << 10;
 
-void DescribeModel(const ModelConfig& config, inference::ModelMetadataResponse* response) {
-  for (const ModelInput& input : config.inputs()) {
-    TensorMetadata* metadata = response->add_inputs();
-    Describe(input.name(), input.dtype(), metadata);
-    metadata->add_shape(-1);
-    metadata->mutable_shape()->MergeFrom(input.shape());
-  }
-  TensorMetadata* logits = response->add_outputs();
-  Describe(kLogitsOutput, DT_FLOAT, logits);
-  logits->add_shape(-1);
-  logits->add_shape(config.num_outputs());
-  for (const RecurrentState& state : config.states()) {
-    for (TensorMetadata* metadata : {response->add_inputs(), response->add_outputs()}) {
-      Describe(state.name(), DT_FLOAT, metadata);
-      *metadata->mutable_shape() = state.shape();
-    }
-  }
-}
+constexpr const char* kExtensions[] = {"model_configuration", "parameters", "statistics"};
 
 }  // namespace
+
+InferenceService::InferenceService(Predictor* predictor, PredictionConfig prediction,
+                                   size_t max_unread_bytes)
+    : predictor_(predictor), prediction_(std::move(prediction)), unread_(max_unread_bytes) {}
 
 grpc::ServerUnaryReactor* InferenceService::ServerLive(grpc::CallbackServerContext* context,
                                                        const inference::ServerLiveRequest*,
@@ -67,6 +55,7 @@ grpc::ServerUnaryReactor* InferenceService::ServerMetadata(
     inference::ServerMetadataResponse* response) {
   response->set_name("codistill");
   response->set_version(kVersion);
+  for (const char* extension : kExtensions) response->add_extensions(extension);
   return AnswerUnary(context, absl::OkStatus());
 }
 
@@ -80,9 +69,99 @@ grpc::ServerUnaryReactor* InferenceService::ModelMetadata(
   if (const std::string held = predictor_->held_version(); !held.empty()) {
     response->add_versions(held);
   }
-  response->set_platform("codistill_torchscript");
   DescribeModel(predictor_->config(), response);
   return AnswerUnary(context, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* InferenceService::ModelConfig(
+    grpc::CallbackServerContext* context, const inference::ModelConfigRequest* request,
+    inference::ModelConfigResponse* response) {
+  const absl::Status ready = predictor_->Ready(request->name(), request->version());
+  if (absl::IsNotFound(ready)) return AnswerUnary(context, ready);
+  response->mutable_config()->set_name(request->name());
+  DescribeConfig(predictor_->config(), prediction_, response->mutable_config());
+  return AnswerUnary(context, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* InferenceService::ModelStatistics(
+    grpc::CallbackServerContext* context, const inference::ModelStatisticsRequest* request,
+    inference::ModelStatisticsResponse* response) {
+  if (!request->name().empty()) {
+    const absl::Status ready = predictor_->Ready(request->name(), request->version());
+    if (absl::IsNotFound(ready)) return AnswerUnary(context, ready);
+  }
+  DaemonStatus status;
+  predictor_->FillStatus(&status);
+  for (const ServedModelStatus& model : status.models()) {
+    DescribeStatistics(model, response->add_model_stats());
+  }
+  return AnswerUnary(context, absl::OkStatus());
+}
+
+grpc::ServerUnaryReactor* InferenceService::RepositoryIndex(
+    grpc::CallbackServerContext* context, const inference::RepositoryIndexRequest* request,
+    inference::RepositoryIndexResponse* response) {
+  if (!request->repository_name().empty()) {
+    return AnswerUnary(
+        context, absl::NotFoundError(absl::StrCat("no repository \"", request->repository_name(),
+                                                  "\"; there is one, without a name")));
+  }
+  const absl::Status ready = predictor_->Ready(predictor_->model(), "");
+  if (request->ready() && !ready.ok()) return AnswerUnary(context, absl::OkStatus());
+  auto* const model = response->add_models();
+  model->set_name(predictor_->model());
+  model->set_version(predictor_->held_version());
+  model->set_state(ready.ok() ? "READY" : model->version().empty() ? "LOADING" : "UNAVAILABLE");
+  model->set_reason(std::string(ready.message()));
+  return AnswerUnary(context, absl::OkStatus());
+}
+
+InferenceService::Caller InferenceService::CallerOf(const grpc::CallbackServerContext& context,
+                                                    absl::Time deadline,
+                                                    std::function<bool()> gone) {
+  std::string client = context.peer();
+  std::shared_ptr<UnreadResponses::Account> account = unread_.Find(client);
+  return {std::move(client), std::move(account), deadline, std::move(gone)};
+}
+
+void InferenceService::Infer(grpc::ByteBuffer message, Caller caller, Respond respond) {
+  auto request = std::make_shared<InferenceRequest>();
+  absl::Status status = caller.account->Check();
+  if (status.ok()) status = DecodeInferenceRequest(std::move(message), request.get());
+  if (!status.ok()) {
+    respond(*request, status, {});
+    return;
+  }
+  PredictionRequest prediction = std::move(request->prediction);
+  prediction.client = std::move(caller.client);
+  prediction.deadline = std::min(caller.deadline, absl::Now() + request->timeout);
+  const std::shared_ptr<UnreadResponses::Account> account = std::move(caller.account);
+  // Who reads nothing is not computed for, whatever was accepted before.
+  prediction.cancelled = [account, gone = std::move(caller.gone)] {
+    return gone() || account->full();
+  };
+  predictor_->Predict(std::move(prediction), [this, request, account, respond = std::move(respond)](
+                                                 const absl::StatusOr<Prediction>& result) {
+    if (!result.ok()) {
+      const absl::Status unread = account->Check();
+      respond(*request,
+              absl::IsCancelled(result.status()) && !unread.ok() ? unread : result.status(), {});
+      return;
+    }
+    const size_t bytes = ResponseBytes(*result);
+    if (bytes + kHeadroomBytes > kMaxPredictionBytes) {
+      respond(*request,
+              absl::InvalidArgumentError(absl::StrCat(
+                  "the outputs asked for are ", bytes, " bytes; a response has at most ",
+                  kMaxPredictionBytes - kHeadroomBytes,
+                  ": send fewer rows, or ask for top-k or a smaller format")),
+              {});
+      return;
+    }
+    respond(*request, absl::OkStatus(),
+            EncodeInferenceResponse(predictor_->model(), *request, *result,
+                                    UnreadResponses::Account::Hold(account, bytes)));
+  });
 }
 
 grpc::ServerUnaryReactor* InferenceService::ModelInfer(grpc::CallbackServerContext* context,
@@ -91,23 +170,35 @@ grpc::ServerUnaryReactor* InferenceService::ModelInfer(grpc::CallbackServerConte
   const InferCall::Ptr call = InferCall::Start(context, request, response, &registry_);
   grpc::ServerUnaryReactor* const reactor = call->reactor();
   // A copy: the call, and the request with it, may be over before it is computed.
-  absl::StatusOr<InferenceRequest> decoded = DecodeInferenceRequest(grpc::ByteBuffer(*request));
-  if (!decoded.ok()) {
-    call->Finish(decoded.status());
-    return reactor;
-  }
-  PredictionRequest& prediction = decoded->prediction;
-  prediction.deadline = call->deadline();
-  prediction.cancelled = [call] { return call->ended(); };
-  predictor_->Predict(std::move(prediction), [this, call, id = std::move(decoded->id)](
-                                                 const absl::StatusOr<Prediction>& result) {
-    if (result.ok()) {
-      call->FinishWith(EncodeInferenceResponse(predictor_->model(), id, *result));
-    } else {
-      call->Finish(result.status());
-    }
-  });
+  Infer(
+      grpc::ByteBuffer(*request),
+      CallerOf(*context, call->deadline(), [call] { return call->ended(); }),
+      [call](const InferenceRequest&, const absl::Status& status, const grpc::ByteBuffer& answer) {
+        status.ok() ? call->FinishWith(answer) : call->Finish(status);
+      });
   return reactor;
+}
+
+grpc::ServerBidiReactor<grpc::ByteBuffer, grpc::ByteBuffer>* InferenceService::ModelStreamInfer(
+    grpc::CallbackServerContext* context) {
+  // As of every call, what is asked of the context is asked here: it does not outlive the call.
+  const Caller caller = CallerOf(*context, absl::FromChrono(context->deadline()), nullptr);
+  return InferenceStream::Start(
+             context, {},
+             [this, caller](const std::shared_ptr<InferenceStream>& stream,
+                            grpc::ByteBuffer message, InferenceStream::Respond respond) {
+               Caller of_request = caller;
+               of_request.gone = [stream] { return stream->ended(); };
+               Infer(std::move(message), std::move(of_request),
+                     [respond = std::move(respond)](const InferenceRequest& request,
+                                                    const absl::Status& status,
+                                                    const grpc::ByteBuffer& answer) {
+                       respond(status.ok() ? EncodeStreamResponse(answer)
+                                           : EncodeStreamError(request.id, status));
+                     });
+             },
+             &registry_)
+      ->reactor();
 }
 
 }  // namespace codistill

@@ -3,7 +3,9 @@
 
 #include "predserver/inference_service.h"
 
+#include <atomic>
 #include <cstring>
+#include <set>
 #include <thread>
 
 #include "absl/time/clock.h"
@@ -14,6 +16,7 @@
 #include "common/rpc/server.h"
 #include "gmock/gmock.h"
 #include "google/protobuf/text_format.h"
+#include "grpcpp/generic/generic_stub.h"
 #include "gtest/gtest.h"
 
 namespace codistill {
@@ -34,7 +37,8 @@ ModelConfig ParseConfig(const std::string& text) {
 // A service around a model, at version 2.30 of a group that is at step 33.
 class Fixture {
  public:
-  Fixture(std::shared_ptr<const Model> model, const ModelConfig& config, int max_queue = 8) {
+  Fixture(std::shared_ptr<const Model> model, const ModelConfig& config, int max_queue = 32,
+          size_t max_unread_bytes = InferenceService::kMaxUnreadBytes) {
     if (model != nullptr) followed_.Hold(std::move(model), 2, 30);
     followed_.SetGroupStep(2, 33);
     Predictor::Options options;
@@ -43,7 +47,8 @@ class Fixture {
     options.followed = &followed_;
     options.max_queue = max_queue;
     predictor_ = *Predictor::Create(options);
-    service_ = std::make_unique<InferenceService>(predictor_.get());
+    service_ =
+        std::make_unique<InferenceService>(predictor_.get(), PredictionConfig(), max_unread_bytes);
     RpcServer::Options server;
     server.services = {service_.get()};
     server.registries = {service_->registry()};
@@ -246,10 +251,286 @@ TEST_F(MlpTest, TellsWhatItIs) {
   EXPECT_EQ(description.inputs(0).name(), "x");
   EXPECT_EQ(description.inputs(0).datatype(), "FP32");
   EXPECT_THAT(description.inputs(0).shape(), ElementsAre(-1, 16));
+  EXPECT_EQ(description.platform(), "codistill_torchscript");
+  std::vector<std::string> outputs;
+  for (const auto& output : description.outputs()) {
+    outputs.push_back(output.name() + " " + output.datatype());
+  }
+  EXPECT_THAT(outputs, ElementsAre("logits FP32", "logits_scale FP32", "probabilities FP32",
+                                   "topk_index INT32", "topk_value FP32", "tail_mass FP32"));
   EXPECT_THAT(description.outputs(0).shape(), ElementsAre(-1, 300));
+  EXPECT_THAT(description.outputs(3).shape(), ElementsAre(-1, -1));
   metadata.set_name("beta");
   EXPECT_EQ(fixture_.stub_->ModelMetadata(context().get(), metadata, &description).error_code(),
             grpc::StatusCode::NOT_FOUND);
+}
+
+TEST_F(MlpTest, TellsConfigurationIndexAndStatistics) {
+  auto context = [] { return MakeContext(absl::Now() + absl::Seconds(30)); };
+  ModelInferResponse answer;
+  ASSERT_TRUE(fixture_.Infer(Request(RandomFloats({4, 16}, 1)), &answer).ok());
+  EXPECT_FALSE(fixture_.Infer(Request(RandomFloats({4, 15}, 1)), &answer).ok());
+
+  inference::ModelConfigRequest config_request;
+  config_request.set_name("alpha");
+  inference::ModelConfigResponse config_response;
+  ASSERT_TRUE(fixture_.stub_->ModelConfig(context().get(), config_request, &config_response).ok());
+  const inference::ModelConfig& config = config_response.config();
+  EXPECT_EQ(config.name(), "alpha");
+  EXPECT_EQ(config.backend(), "codistill");
+  EXPECT_EQ(config.max_batch_size(), 256);
+  EXPECT_EQ(config.dynamic_batching().max_queue_delay_microseconds(), 1000);
+  EXPECT_EQ(config.version_policy().latest().num_versions(), 1);
+  EXPECT_EQ(config.input(0).data_type(), inference::TYPE_FP32);
+  EXPECT_THAT(config.input(0).dims(), ElementsAre(16));
+  EXPECT_THAT(config.output(0).dims(), ElementsAre(300));
+  config_request.set_name("beta");
+  EXPECT_EQ(
+      fixture_.stub_->ModelConfig(context().get(), config_request, &config_response).error_code(),
+      grpc::StatusCode::NOT_FOUND);
+
+  inference::RepositoryIndexResponse index;
+  ASSERT_TRUE(fixture_.stub_->RepositoryIndex(context().get(), {}, &index).ok());
+  ASSERT_EQ(index.models_size(), 1);
+  EXPECT_EQ(index.models(0).name(), "alpha");
+  EXPECT_EQ(index.models(0).version(), "2.30");
+  EXPECT_EQ(index.models(0).state(), "READY");
+  inference::RepositoryIndexRequest elsewhere;
+  elsewhere.set_repository_name("attic");
+  EXPECT_FALSE(fixture_.stub_->RepositoryIndex(context().get(), elsewhere, &index).ok());
+
+  inference::ModelStatisticsResponse statistics;
+  ASSERT_TRUE(fixture_.stub_->ModelStatistics(context().get(), {}, &statistics).ok());
+  ASSERT_EQ(statistics.model_stats_size(), 1);
+  EXPECT_EQ(statistics.model_stats(0).name(), "alpha");
+  EXPECT_EQ(statistics.model_stats(0).version(), "2.30");
+  EXPECT_EQ(statistics.model_stats(0).inference_stats().success().count(), 1);
+  EXPECT_EQ(statistics.model_stats(0).inference_stats().fail().count(), 1);
+  inference::ModelStatisticsRequest nobody;
+  nobody.set_name("beta");
+  EXPECT_FALSE(fixture_.stub_->ModelStatistics(context().get(), nobody, &statistics).ok());
+}
+
+TEST_F(MlpTest, StreamsAnswerEveryRequestByItsId) {
+  constexpr int kRequests = 50;
+  const auto context = MakeContext(absl::Now() + absl::Seconds(60));
+  const auto stream = fixture_.stub_->ModelStreamInfer(context.get());
+  std::thread writer([&] {
+    for (int i = 0; i < kRequests; ++i) {
+      ModelInferRequest request = Request(RandomFloats({1 + i % 3, 16}, i));
+      request.set_id(std::to_string(i));
+      if (i % 7 == 3) request.set_model_name("beta");
+      EXPECT_TRUE(stream->Write(request));
+    }
+    EXPECT_TRUE(stream->WritesDone());
+  });
+  std::set<std::string> answered;
+  inference::ModelStreamInferResponse message;
+  while (stream->Read(&message)) {
+    const ModelInferResponse& response = message.infer_response();
+    EXPECT_TRUE(answered.insert(response.id()).second) << response.id();
+    const int i = std::stoi(response.id());
+    if (i % 7 == 3) {
+      EXPECT_THAT(message.error_message(), HasSubstr("no model \"beta\""));
+      EXPECT_EQ(response.parameters().at("status").string_param(), "NOT_FOUND");
+      continue;
+    }
+    EXPECT_EQ(message.error_message(), "");
+    const Tensor x = RandomFloats({1 + i % 3, 16}, i);
+    ExpectNear(Floats(response.raw_output_contents(0)),
+               model_->Predict({x}, nullptr)->values.As<float>());
+  }
+  writer.join();
+  EXPECT_EQ(answered.size(), kRequests);
+  const grpc::Status status = stream->Finish();
+  EXPECT_TRUE(status.ok()) << status.error_message();
+  EXPECT_EQ(fixture_.service_->registry()->size(), 0);
+}
+
+// As a stock client writes to a server that it does not trust with its own messages.
+absl::Status SendBytes(const std::string& address, const std::string& bytes) {
+  grpc::GenericStub stub(MakeChannel(address, ChannelUse::kPrediction));
+  const auto context = MakeContext(absl::Now() + absl::Seconds(30));
+  const grpc::Slice slice(bytes.data(), bytes.size());
+  const grpc::ByteBuffer request(&slice, 1);
+  grpc::CompletionQueue queue;
+  const auto call = stub.PrepareUnaryCall(
+      context.get(), "/inference.GRPCInferenceService/ModelInfer", request, &queue);
+  call->StartCall();
+  grpc::ByteBuffer response;
+  grpc::Status status;
+  call->Finish(&response, &status, nullptr);
+  void* tag = nullptr;
+  bool ok = false;
+  EXPECT_TRUE(queue.Next(&tag, &ok));
+  return FromGrpcStatus(status);
+}
+
+TEST_F(MlpTest, GarbageIsRefusedOnCallsAndStreams) {
+  for (const std::string& garbage : {std::string("garbage"), std::string(100, '\xff')}) {
+    const absl::Status status = SendBytes(fixture_.server_->address(), garbage);
+    EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+  }
+  // No bytes at all are a request that asks for nothing.
+  EXPECT_TRUE(absl::IsNotFound(SendBytes(fixture_.server_->address(), "")));
+  ModelInferResponse response;
+  EXPECT_TRUE(fixture_.Infer(Request(RandomFloats({2, 16}, 1)), &response).ok());
+}
+
+TEST(InferenceServiceTest, ResponsesThatFitNoMessageAreRefusedByName) {
+  const ModelConfig config = ParseConfig("inputs { name: 'x' shape: 1 } num_outputs: 1000");
+  const auto model = std::make_shared<PuppetModel>(
+      [](absl::Span<const Tensor> inputs, Model::States*) -> absl::StatusOr<Model::Logits> {
+        const int64_t rows = inputs[0].shape()[0];
+        return Model::Logits{Tensor::Zeros(DT_FLOAT, {rows, 1000}), rows};
+      });
+  Fixture fixture(model, config);
+  ModelInferRequest request;
+  request.set_model_name("alpha");
+  AddInput("x", Tensor::Zeros(DT_FLOAT, {17000, 1}), &request);
+  ModelInferResponse response;
+  const absl::Status status = fixture.Infer(request, &response);
+  EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("68000000 bytes"));
+}
+
+// A model that answers 4 MB to each request, as fast as can be.
+class LargeAnswersTest : public testing::Test {
+ protected:
+  static constexpr int64_t kOutputs = 1000000;
+
+  explicit LargeAnswersTest(size_t max_unread_bytes = InferenceService::kMaxUnreadBytes)
+      : config_(ParseConfig("inputs { name: 'x' shape: 1 } num_outputs: 1000000")),
+        model_(
+            std::make_shared<PuppetModel>([this](absl::Span<const Tensor> inputs, Model::States*) {
+              const int64_t rows = inputs[0].shape()[0];
+              computed_ += static_cast<int>(rows);
+              return Model::Logits{Tensor::Zeros(DT_FLOAT, {rows, kOutputs}), rows};
+            })),
+        fixture_(model_, config_, /*max_queue=*/1000, max_unread_bytes) {
+    request_.set_model_name("alpha");
+    AddInput("x", FloatTensor({1, 1}, {5}), &request_);
+  }
+
+  // Another client, with a connection of its own.
+  std::unique_ptr<GRPCInferenceService::Stub> Other() {
+    return GRPCInferenceService::NewStub(
+        MakeChannel(fixture_.server_->address(), ChannelUse::kPrediction));
+  }
+  // Until nothing was computed for a while.
+  void AwaitStandstill() {
+    int before = -1;
+    while (before != computed_) {
+      before = computed_;
+      absl::SleepFor(absl::Milliseconds(200));
+    }
+  }
+
+  std::atomic<int> computed_{0};
+  const ModelConfig config_;
+  const std::shared_ptr<PuppetModel> model_;
+  Fixture fixture_;
+  ModelInferRequest request_;
+};
+
+TEST_F(LargeAnswersTest, AStreamThatNobodyReadsStandsStill) {
+  const auto context = MakeContext(absl::Now() + absl::Seconds(60));
+  const auto stub = Other();
+  const auto stream = stub->ModelStreamInfer(context.get());
+  constexpr int kRequests = 200;
+  std::thread writer([&] {
+    for (int i = 0; i < kRequests && stream->Write(request_); ++i) {
+    }
+    stream->WritesDone();
+  });
+  AwaitStandstill();
+  // 64 MiB of answers, those that the connection has taken, and the ones the limit is learnt from.
+  EXPECT_GE(computed_, 1);
+  EXPECT_LE(computed_, 40);
+  // Others are served meanwhile.
+  ModelInferResponse response;
+  EXPECT_TRUE(fixture_.Infer(request_, &response).ok());
+  // Once it is read, it goes on.
+  int answers = 0;
+  inference::ModelStreamInferResponse message;
+  while (stream->Read(&message)) {
+    EXPECT_EQ(message.error_message(), "");
+    ++answers;
+  }
+  EXPECT_EQ(answers, kRequests);
+  writer.join();
+  EXPECT_TRUE(stream->Finish().ok());
+}
+
+TEST_F(LargeAnswersTest, AStreamThatNobodyReadsEndsWithItsDeadlineOrItsServer) {
+  const auto stub = Other();
+  for (const bool drained : {false, true}) {
+    const auto context =
+        MakeContext(absl::Now() + (drained ? absl::Seconds(60) : absl::Seconds(1)));
+    const auto stream = stub->ModelStreamInfer(context.get());
+    std::thread writer([&] {
+      while (stream->Write(request_)) {
+      }
+    });
+    while (fixture_.service_->registry()->size() == 0) absl::SleepFor(absl::Milliseconds(1));
+    if (drained) {
+      AwaitStandstill();
+      fixture_.server_->Shutdown(absl::Now() + absl::Milliseconds(500));
+    }
+    writer.join();
+    while (fixture_.service_->registry()->size() != 0) absl::SleepFor(absl::Milliseconds(1));
+  }
+}
+
+class FewUnreadTest : public LargeAnswersTest {
+ protected:
+  FewUnreadTest() : LargeAnswersTest(32 << 20) {}
+};
+
+TEST_F(FewUnreadTest, AClientThatReadsNothingIsRefusedWhenEnoughWaits) {
+  const auto stub = Other();
+  struct Call {
+    std::unique_ptr<grpc::ClientContext> context = MakeContext(absl::Now() + absl::Seconds(60));
+    std::unique_ptr<
+        grpc::ClientReaderWriter<ModelInferRequest, inference::ModelStreamInferResponse>>
+        stream;
+  };
+  constexpr int kStreams = 50, kRequests = 4;
+  std::vector<Call> calls(kStreams);
+  for (Call& call : calls) {
+    call.stream = stub->ModelStreamInfer(call.context.get());
+    for (int i = 0; i < kRequests; ++i) ASSERT_TRUE(call.stream->Write(request_));
+  }
+  AwaitStandstill();
+  // On the way to the client there may be one answer a stream and a little more, with the server as
+  // much as the limit says.
+  EXPECT_GT(computed_, 8);
+  EXPECT_LT(computed_, kStreams * kRequests / 2 + 20);
+  // Others are served.
+  ModelInferResponse response;
+  EXPECT_TRUE(fixture_.Infer(request_, &response).ok());
+  // Once it reads, it is told what it has missed.
+  int answers = 0, refused = 0;
+  for (Call& call : calls) {
+    EXPECT_TRUE(call.stream->WritesDone());
+    inference::ModelStreamInferResponse message;
+    while (call.stream->Read(&message)) {
+      ++answers;
+      if (message.error_message().empty()) continue;
+      ++refused;
+      EXPECT_THAT(message.error_message(), HasSubstr("wait to be read"));
+      const auto& parameters = message.infer_response().parameters();
+      EXPECT_EQ(parameters.at("status").string_param(), "RESOURCE_EXHAUSTED");
+      EXPECT_GT(parameters.at("retry_after_ms").int64_param(), 0);
+    }
+    EXPECT_TRUE(call.stream->Finish().ok());
+  }
+  EXPECT_EQ(answers, kStreams * kRequests);
+  EXPECT_GT(refused, 0);
+  // And is welcome again.
+  const auto context = MakeContext(absl::Now() + absl::Seconds(30));
+  const absl::Status again = FromGrpcStatus(stub->ModelInfer(context.get(), request_, &response));
+  EXPECT_TRUE(again.ok()) << again;
 }
 
 TEST(InferenceServiceTest, RecurrentStateContinuesOverTheWire) {

@@ -61,7 +61,7 @@ absl::Status Serve() {
   predict.metrics = metrics.get();
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Predictor> predictor,
                              Predictor::Create(std::move(predict)));
-  InferenceService service(predictor.get());
+  InferenceService service(predictor.get(), job.prediction());
 
   Daemon::Options options;
   options.kind = kKind;
