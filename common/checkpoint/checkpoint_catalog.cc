@@ -111,16 +111,7 @@ absl::Status CheckpointCatalog::BeginGeneration(uint64_t generation) {
 }
 
 absl::StatusOr<std::vector<Version>> CheckpointCatalog::List() {
-  CODISTILL_ASSIGN_OR_RETURN(const std::vector<std::string> names, file_system_->ListDir(path_));
-  std::vector<Version> versions;
-  for (const std::string& name : names) {
-    Version version;
-    if (ParseManifestName(name, &version)) versions.push_back(version);
-  }
-  std::sort(versions.begin(), versions.end(), [](const Version& a, const Version& b) {
-    return a.generation() != b.generation() ? a.generation() > b.generation() : a.step() > b.step();
-  });
-  return versions;
+  return ListCheckpoints(path_, file_system_);
 }
 
 absl::StatusOr<CheckpointCatalog::Newest> CheckpointCatalog::FindNewest(
@@ -225,6 +216,20 @@ absl::StatusOr<int> CheckpointCatalog::SweepOrphans() {
   }
   if (removed > 0) CODISTILL_RETURN_IF_ERROR(file_system_->SyncDir(path_));
   return removed;
+}
+
+absl::StatusOr<std::vector<Version>> ListCheckpoints(const std::string& directory,
+                                                     FileSystem* file_system) {
+  CODISTILL_ASSIGN_OR_RETURN(const std::vector<std::string> names, file_system->ListDir(directory));
+  std::vector<Version> versions;
+  for (const std::string& name : names) {
+    Version version;
+    if (ParseManifestName(name, &version)) versions.push_back(version);
+  }
+  std::sort(versions.begin(), versions.end(), [](const Version& a, const Version& b) {
+    return a.generation() != b.generation() ? a.generation() > b.generation() : a.step() > b.step();
+  });
+  return versions;
 }
 
 absl::Status VerifyCheckpoint(const std::string& directory, const CheckpointManifest& manifest,

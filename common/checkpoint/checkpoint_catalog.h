@@ -89,6 +89,11 @@ class CheckpointCatalog {
   int lock_fd_;  // -1 = let go
 };
 
+// Versions of the manifests in a directory, newest (largest generation, then step) first. For
+// readers that own nothing there: retention may remove what is listed at any time.
+absl::StatusOr<std::vector<Version>> ListCheckpoints(const std::string& directory,
+                                                     FileSystem* file_system = FileSystem::Real());
+
 // The manifest and every file it names, by length and checksum. Errors name the file at fault.
 absl::Status VerifyCheckpoint(const std::string& directory, const CheckpointManifest& manifest,
                               FileSystem* file_system = FileSystem::Real());
