@@ -76,8 +76,6 @@ absl::StatusOr<std::string> PackTyped(const std::string& name, const std::string
       return Packed<int32_t>(contents.int_contents());
     case DT_INT64:
       return Packed<int64_t>(contents.int64_contents());
-    case DT_INT8:
-      return Packed<int8_t>(contents.int_contents());
     case DT_UINT8:
       return PackedWithin<uint8_t>(name, contents.uint_contents());
     case DT_INT8:
