@@ -19,6 +19,7 @@
 #include "common/client/leader_client.h"
 #include "common/config/embedding.h"
 #include "common/config/job.h"
+#include "common/config/teachers.h"
 #include "common/daemon/daemon.h"
 #include "common/metrics/metrics.h"
 #include "common/model/followed_model.h"
@@ -28,6 +29,7 @@
 #include "worker/data/dataset.h"
 #include "worker/dataset_batches.h"
 #include "worker/evaluator.h"
+#include "worker/local_teachers.h"
 #include "worker/teacher_client.h"
 #include "worker/trainer.h"
 #include "worker/worker_progress.h"
@@ -177,6 +179,52 @@ absl::Status CheckPredictionSize(const JobConfig& job, const Dataset& dataset) {
       " MiB. Fewer examples a worker would be right, or codistillation.enabled=false"));
 }
 
+// Models of those who teach `group`, for a worker that computes their predictions itself.
+absl::StatusOr<std::vector<LocalTeachers::Teacher>> FollowTeachers(const JobConfig& job,
+                                                                   int group) {
+  std::vector<LocalTeachers::Teacher> teachers;
+  for (const TeacherRef& ref : TeachersOf(job, group)) {
+    if (ref.kind != TeacherRef::kGroup) {
+      return absl::UnimplementedError(
+          absl::StrCat("codistillation.mode: CHECKPOINTS with ", ref.name, ", which is no group"));
+    }
+    FollowedModel::Options options;
+    options.job = job;
+    options.group = ref.index;
+    options.threads = job.training().worker_threads();
+    options.transfer_dtype = job.prediction().transfer_dtype();
+    options.weights = job.prediction().weights();
+    options.low_priority = true;
+    CODISTILL_ASSIGN_OR_RETURN(std::unique_ptr<FollowedModel> model,
+                               FollowedModel::Create(std::move(options)));
+    teachers.push_back({ref.name, std::move(model)});
+  }
+  return teachers;
+}
+
+// Null: the group has no teachers. `turn` lives as long as they.
+absl::StatusOr<std::unique_ptr<TeacherSource>> Teachers(const JobConfig& job, int group,
+                                                        const Dataset& dataset, Metrics* metrics,
+                                                        Mutex* turn) {
+  if (TeachersOf(job, group).empty() || !(job.codistillation().weight() > 0)) return nullptr;
+  if (job.codistillation().mode() == CodistillationConfig::CHECKPOINTS) {
+    LocalTeachers::Options options;
+    CODISTILL_ASSIGN_OR_RETURN(options.teachers, FollowTeachers(job, group));
+    options.model = job.model();
+    options.codistillation = job.codistillation();
+    options.metrics = metrics;
+    options.turn = turn;
+    return LocalTeachers::Create(std::move(options));
+  }
+  CODISTILL_RETURN_IF_ERROR(CheckPredictionSize(job, dataset));
+  TeacherClient::Options options;
+  options.teachers = TeacherClient::TeachersInJob(job, group);
+  options.model = job.model();
+  options.codistillation = job.codistillation();
+  options.metrics = metrics;
+  return TeacherClient::Create(std::move(options));
+}
+
 absl::Status Train(const JobConfig& job, int group, int index, Metrics* metrics,
                    WorkerProgress* progress, Work* work, const Daemon& daemon) {
   CODISTILL_ASSIGN_OR_RETURN(const std::string leader_address, LeaderAddress(job, group));
@@ -192,16 +240,10 @@ absl::Status Train(const JobConfig& job, int group, int index, Metrics* metrics,
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Dataset> dataset, Load(job, true, group));
   DatasetBatches batches(job.model(), dataset.get(), TrainingOrder(job, group, *dataset));
 
-  std::unique_ptr<TeacherSource> teachers;
-  TeacherClient::Options teacher_options;
-  teacher_options.teachers = TeacherClient::TeachersInJob(job, group);
-  if (!teacher_options.teachers.empty() && job.codistillation().weight() > 0) {
-    CODISTILL_RETURN_IF_ERROR(CheckPredictionSize(job, *dataset));
-    teacher_options.model = job.model();
-    teacher_options.codistillation = job.codistillation();
-    teacher_options.metrics = metrics;
-    CODISTILL_ASSIGN_OR_RETURN(teachers, TeacherClient::Create(std::move(teacher_options)));
-  }
+  Mutex turn;  // of passes, where teachers are computed here
+  const std::unique_ptr<Model> taking_turns = TakeTurns(model.get(), &turn);
+  CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<TeacherSource> teachers,
+                             Teachers(job, group, *dataset, metrics, &turn));
 
   const std::unique_ptr<LeaderClient> leader =
       LeaderClient::Create(leader_address, RefOf(job, group));
@@ -214,7 +256,7 @@ absl::Status Train(const JobConfig& job, int group, int index, Metrics* metrics,
   options.address = daemon.address();
   options.http_address = daemon.http_address();
   options.leader = leader.get();
-  options.model = model.get();
+  options.model = taking_turns.get();
   options.batches = &batches;
   options.teachers = teachers.get();
   options.progress = progress;
