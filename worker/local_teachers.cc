@@ -14,6 +14,7 @@
 #include "common/base/status.h"
 #include "common/config/schedule.h"
 #include "glog/logging.h"
+#include "worker/teacher_chain.h"
 
 namespace codistill {
 namespace {
@@ -38,19 +39,8 @@ struct Entry {
   bool passed = false;       // nobody wants them any more
 };
 
-// The recurrent state of one teacher after (generation, step) of the student.
-struct Chain {
-  Model::States states;
-  uint64_t generation = 0;
-  int64_t step = -1;
-
-  bool Continues(const TeacherBatch& batch) const {
-    return !batch.starts_epoch && generation == batch.generation && step + 1 == batch.step;
-  }
-};
-
 struct TeacherState {
-  Chain chain;
+  TeacherChain chain;
   bool failing = false;                          // the last attempt
   absl::Time not_before = absl::InfinitePast();  // failing: the next attempt
 };
@@ -63,6 +53,7 @@ class LocalTeachersImpl final : public LocalTeachers {
         wait_(absl::Milliseconds(TeacherWaitMs(options_.codistillation))),
         teachers_(options_.teachers.size()) {
     for (const Teacher& teacher : options_.teachers) {
+      counters_.teachers.push_back({teacher.name, {}});
       seconds_.push_back(
           options_.metrics == nullptr
               ? nullptr
@@ -124,7 +115,7 @@ class LocalTeachersImpl final : public LocalTeachers {
     MutexLock lock(&mu_);
     for (const auto& entry : entries_) entry->passed = true;
     entries_.clear();
-    for (TeacherState& teacher : teachers_) teacher.chain = Chain();
+    for (TeacherState& teacher : teachers_) teacher.chain.Reset();
     ++resets_;
     changed_.SignalAll();
   }
@@ -184,7 +175,9 @@ class LocalTeachersImpl final : public LocalTeachers {
       Pass& pass = entry->passes[i];
       if (!pass.done) {
         missing.push_back(options_.teachers[i].name);
-        if (!stop_waiting_ && !entry->passed) ++counters_.failures;
+        if (stop_waiting_ || entry->passed) continue;
+        ++counters_.failures;
+        ++counters_.teachers[i].second.failures;
         continue;
       }
       predictions.logits.push_back(std::move(pass.logits));
@@ -249,7 +242,7 @@ class LocalTeachersImpl final : public LocalTeachers {
     TeacherState& teacher = teachers_[index];
     const std::shared_ptr<const TeacherBatch> batch = entry->batch;
     Model::States states;
-    if (recurrent_ && teacher.chain.Continues(*batch)) states = teacher.chain.states;
+    if (recurrent_) states = teacher.chain.Before(*batch);
     const int64_t resets = resets_;
     ++counters_.outstanding;
     mu_.Unlock();
@@ -260,10 +253,9 @@ class LocalTeachersImpl final : public LocalTeachers {
     if (status.ok()) {
       teacher.failing = false;
       ++counters_.requests;
+      ++counters_.teachers[index].second.requests;
       // The next batch wants the state even where nobody wants these predictions any more.
-      if (recurrent_ && resets == resets_) {
-        teacher.chain = {std::move(states), batch->generation, batch->step};
-      }
+      if (recurrent_ && resets == resets_) teacher.chain.Set(*batch, std::move(states));
       if (!entry->passed) {
         pass.done_at_step = current_step_;
         entry->passes[index] = std::move(pass);

@@ -156,6 +156,11 @@ TEST_F(LocalTeachersTest, SkipsWhileNothingIsLoaded) {
   EXPECT_THAT(Seen(teachers.get(), Batch(2)), ElementsAre(2));
   EXPECT_EQ(teachers->counters().failures, 2);
   EXPECT_THAT(teachers->counters().last_error, HasSubstr("teacher beta: UNAVAILABLE: waiting"));
+  const auto by_teacher = teachers->counters().teachers;
+  ASSERT_EQ(by_teacher.size(), 2u);
+  EXPECT_EQ(by_teacher[0].first, "beta");
+  EXPECT_EQ(by_teacher[0].second.failures, 2);
+  EXPECT_EQ(by_teacher[1].second.requests, 2);
   beta->Hold(Adding(1), 1, 5);
   // It is tried again by itself while batches wait for it.
   int64_t step = 3;
