@@ -32,7 +32,7 @@ class LocalTeachers : public TeacherSource {
  public:
   struct Teacher {
     std::string name;
-    std::unique_ptr<FollowedModel> model;
+    std::shared_ptr<FollowedModel> model;
   };
   struct Options {
     std::vector<Teacher> teachers;

@@ -23,6 +23,7 @@
 #include "common/daemon/daemon.h"
 #include "common/metrics/metrics.h"
 #include "common/model/followed_model.h"
+#include "common/model/job_models.h"
 #include "common/model/model.h"
 #include "common/rpc/channel.h"
 #include "glog/logging.h"
@@ -182,21 +183,16 @@ absl::Status CheckPredictionSize(const JobConfig& job, const Dataset& dataset) {
 // Models of those who teach `group`, for a worker that computes their predictions itself.
 absl::StatusOr<std::vector<LocalTeachers::Teacher>> FollowTeachers(const JobConfig& job,
                                                                    int group) {
+  JobModels::Options options;
+  options.job = job;
+  options.threads = job.training().worker_threads();
+  options.transfer_dtype = job.prediction().transfer_dtype();
+  options.weights = job.prediction().weights();
+  options.low_priority = true;
+  JobModels models(std::move(options));
   std::vector<LocalTeachers::Teacher> teachers;
   for (const TeacherRef& ref : TeachersOf(job, group)) {
-    if (ref.kind != TeacherRef::kGroup) {
-      return absl::UnimplementedError(
-          absl::StrCat("codistillation.mode: CHECKPOINTS with ", ref.name, ", which is no group"));
-    }
-    FollowedModel::Options options;
-    options.job = job;
-    options.group = ref.index;
-    options.threads = job.training().worker_threads();
-    options.transfer_dtype = job.prediction().transfer_dtype();
-    options.weights = job.prediction().weights();
-    options.low_priority = true;
-    CODISTILL_ASSIGN_OR_RETURN(std::unique_ptr<FollowedModel> model,
-                               FollowedModel::Create(std::move(options)));
+    CODISTILL_ASSIGN_OR_RETURN(std::shared_ptr<FollowedModel> model, models.Follow(ref));
     teachers.push_back({ref.name, std::move(model)});
   }
   return teachers;
