@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -25,9 +26,17 @@ constexpr const char* kExtensions[] = {"model_configuration", "parameters", "sta
 
 }  // namespace
 
-InferenceService::InferenceService(Predictor* predictor, PredictionConfig prediction,
+InferenceService::InferenceService(ModelRepository* models, PredictionConfig prediction,
                                    size_t max_unread_bytes)
-    : predictor_(predictor), prediction_(std::move(prediction)), unread_(max_unread_bytes) {}
+    : models_(models), prediction_(std::move(prediction)), unread_(max_unread_bytes) {}
+
+absl::StatusOr<const Predictor*> InferenceService::FindVersion(const std::string& model,
+                                                               const std::string& version) const {
+  CODISTILL_ASSIGN_OR_RETURN(const Predictor* const found, models_->Find(model));
+  const absl::Status ready = found->Ready(version);
+  if (absl::IsNotFound(ready)) return ready;
+  return found;
+}
 
 grpc::ServerUnaryReactor* InferenceService::ServerLive(grpc::CallbackServerContext* context,
                                                        const inference::ServerLiveRequest*,
@@ -39,14 +48,15 @@ grpc::ServerUnaryReactor* InferenceService::ServerLive(grpc::CallbackServerConte
 grpc::ServerUnaryReactor* InferenceService::ServerReady(grpc::CallbackServerContext* context,
                                                         const inference::ServerReadyRequest*,
                                                         inference::ServerReadyResponse* response) {
-  response->set_ready(predictor_->Ready(predictor_->model(), "").ok());
+  response->set_ready(models_->Ready().ok());
   return AnswerUnary(context, absl::OkStatus());
 }
 
 grpc::ServerUnaryReactor* InferenceService::ModelReady(grpc::CallbackServerContext* context,
                                                        const inference::ModelReadyRequest* request,
                                                        inference::ModelReadyResponse* response) {
-  response->set_ready(predictor_->Ready(request->name(), request->version()).ok());
+  const absl::StatusOr<Predictor*> model = models_->Find(request->name());
+  response->set_ready(model.ok() && (*model)->Ready(request->version()).ok());
   return AnswerUnary(context, absl::OkStatus());
 }
 
@@ -63,37 +73,37 @@ grpc::ServerUnaryReactor* InferenceService::ModelMetadata(
     grpc::CallbackServerContext* context, const inference::ModelMetadataRequest* request,
     inference::ModelMetadataResponse* response) {
   // What a model takes and gives is known before a version is loaded.
-  const absl::Status ready = predictor_->Ready(request->name(), request->version());
-  if (absl::IsNotFound(ready)) return AnswerUnary(context, ready);
-  response->set_name(predictor_->model());
-  if (const std::string held = predictor_->held_version(); !held.empty()) {
-    response->add_versions(held);
-  }
-  DescribeModel(predictor_->config(), response);
+  const absl::StatusOr<const Predictor*> model = FindVersion(request->name(), request->version());
+  if (!model.ok()) return AnswerUnary(context, model.status());
+  response->set_name((*model)->model());
+  for (const std::string& held : (*model)->held_versions()) response->add_versions(held);
+  DescribeModel((*model)->config(), response);
   return AnswerUnary(context, absl::OkStatus());
 }
 
 grpc::ServerUnaryReactor* InferenceService::ModelConfig(
     grpc::CallbackServerContext* context, const inference::ModelConfigRequest* request,
     inference::ModelConfigResponse* response) {
-  const absl::Status ready = predictor_->Ready(request->name(), request->version());
-  if (absl::IsNotFound(ready)) return AnswerUnary(context, ready);
+  const absl::StatusOr<const Predictor*> model = FindVersion(request->name(), request->version());
+  if (!model.ok()) return AnswerUnary(context, model.status());
   response->mutable_config()->set_name(request->name());
-  DescribeConfig(predictor_->config(), prediction_, response->mutable_config());
+  DescribeConfig((*model)->config(), prediction_, response->mutable_config());
   return AnswerUnary(context, absl::OkStatus());
 }
 
 grpc::ServerUnaryReactor* InferenceService::ModelStatistics(
     grpc::CallbackServerContext* context, const inference::ModelStatisticsRequest* request,
     inference::ModelStatisticsResponse* response) {
+  std::vector<const Predictor*> asked(models_->models().begin(), models_->models().end());
   if (!request->name().empty()) {
-    const absl::Status ready = predictor_->Ready(request->name(), request->version());
-    if (absl::IsNotFound(ready)) return AnswerUnary(context, ready);
+    const absl::StatusOr<const Predictor*> model = FindVersion(request->name(), request->version());
+    if (!model.ok()) return AnswerUnary(context, model.status());
+    asked = {*model};
   }
-  DaemonStatus status;
-  predictor_->FillStatus(&status);
-  for (const ServedModelStatus& model : status.models()) {
-    DescribeStatistics(model, response->add_model_stats());
+  for (const Predictor* model : asked) {
+    ServedModelStatus status;
+    model->FillStatus(&status);
+    DescribeStatistics(status, response->add_model_stats());
   }
   return AnswerUnary(context, absl::OkStatus());
 }
@@ -106,13 +116,16 @@ grpc::ServerUnaryReactor* InferenceService::RepositoryIndex(
         context, absl::NotFoundError(absl::StrCat("no repository \"", request->repository_name(),
                                                   "\"; there is one, without a name")));
   }
-  const absl::Status ready = predictor_->Ready(predictor_->model(), "");
-  if (request->ready() && !ready.ok()) return AnswerUnary(context, absl::OkStatus());
-  auto* const model = response->add_models();
-  model->set_name(predictor_->model());
-  model->set_version(predictor_->held_version());
-  model->set_state(ready.ok() ? "READY" : model->version().empty() ? "LOADING" : "UNAVAILABLE");
-  model->set_reason(std::string(ready.message()));
+  for (const Predictor* predictor : models_->models()) {
+    const absl::Status ready = predictor->Ready("");
+    if (request->ready() && !ready.ok()) continue;
+    const std::vector<std::string> held = predictor->held_versions();
+    auto* const model = response->add_models();
+    model->set_name(predictor->model());
+    if (!held.empty()) model->set_version(held[0]);
+    model->set_state(ready.ok() ? "READY" : held.empty() ? "LOADING" : "UNAVAILABLE");
+    model->set_reason(std::string(ready.message()));
+  }
   return AnswerUnary(context, absl::OkStatus());
 }
 
@@ -140,8 +153,10 @@ void InferenceService::Infer(grpc::ByteBuffer message, Caller caller, Respond re
   prediction.cancelled = [account, gone = std::move(caller.gone)] {
     return gone() || account->full();
   };
-  predictor_->Predict(std::move(prediction), [this, request, account, respond = std::move(respond)](
-                                                 const absl::StatusOr<Prediction>& result) {
+  std::string model = prediction.model;
+  models_->Predict(std::move(prediction), [model = std::move(model), request, account,
+                                           respond = std::move(respond)](
+                                              const absl::StatusOr<Prediction>& result) {
     if (!result.ok()) {
       const absl::Status unread = account->Check();
       respond(*request,
@@ -159,7 +174,7 @@ void InferenceService::Infer(grpc::ByteBuffer message, Caller caller, Respond re
       return;
     }
     respond(*request, absl::OkStatus(),
-            EncodeInferenceResponse(predictor_->model(), *request, *result,
+            EncodeInferenceResponse(model, *request, *result,
                                     UnreadResponses::Account::Hold(account, bytes)));
   });
 }

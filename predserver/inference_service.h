@@ -10,7 +10,7 @@
 #include "absl/time/time.h"
 #include "common/rpc/call_registry.h"
 #include "predserver/inference_codec.h"
-#include "predserver/predictor.h"
+#include "predserver/model_repository.h"
 #include "predserver/unread_responses.h"
 #include "proto/job.pb.h"
 #include "proto/open_inference.grpc.pb.h"
@@ -36,7 +36,7 @@ using InferenceServiceBase = GrpcInferenceService::WithCallbackMethod_ServerLive
 
 }  // namespace internal
 
-// The Open Inference Protocol over a Predictor: decodes, calls, encodes. Thread-safe.
+// The Open Inference Protocol over a ModelRepository: decodes, calls, encodes. Thread-safe.
 //
 // A client is a connection: its requests are fair to those of others, and while it leaves more than
 // a limit of responses unread, on calls or streams, it is refused.
@@ -46,7 +46,7 @@ class InferenceService final : public internal::InferenceServiceBase {
   static constexpr size_t kMaxUnreadBytes = size_t{256} << 20;
 
   // Not owned; outlives every call. `prediction` is told as part of the models' configuration.
-  explicit InferenceService(Predictor* predictor, PredictionConfig prediction = {},
+  explicit InferenceService(ModelRepository* models, PredictionConfig prediction = {},
                             size_t max_unread_bytes = kMaxUnreadBytes);
 
   // Open ModelInfer and ModelStreamInfer calls, for shutting down.
@@ -95,11 +95,15 @@ class InferenceService final : public internal::InferenceServiceBase {
   using Respond = std::function<void(const InferenceRequest& request, const absl::Status& status,
                                      const grpc::ByteBuffer& response)>;
 
+  // NOT_FOUND unless there is the model, and it has `version` or, where that is empty, may have
+  // one.
+  absl::StatusOr<const Predictor*> FindVersion(const std::string& model,
+                                               const std::string& version) const;
   Caller CallerOf(const grpc::CallbackServerContext& context, absl::Time deadline,
                   std::function<bool()> gone);
   void Infer(grpc::ByteBuffer message, Caller caller, Respond respond);
 
-  Predictor* const predictor_;
+  ModelRepository* const models_;
   const PredictionConfig prediction_;
   CallRegistry registry_;
   UnreadResponses unread_;

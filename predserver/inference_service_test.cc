@@ -46,9 +46,10 @@ class Fixture {
     options.config = config;
     options.followed = &followed_;
     options.max_queue = max_queue;
-    predictor_ = *Predictor::Create(options);
+    models_ = *ModelRepository::Create({});
+    EXPECT_TRUE(models_->Add(std::move(options)).ok());
     service_ =
-        std::make_unique<InferenceService>(predictor_.get(), PredictionConfig(), max_unread_bytes);
+        std::make_unique<InferenceService>(models_.get(), PredictionConfig(), max_unread_bytes);
     RpcServer::Options server;
     server.services = {service_.get()};
     server.registries = {service_->registry()};
@@ -66,7 +67,7 @@ class Fixture {
   }
 
   PuppetFollowedModel followed_;
-  std::unique_ptr<Predictor> predictor_;
+  std::unique_ptr<ModelRepository> models_;
   std::unique_ptr<InferenceService> service_;
   std::unique_ptr<RpcServer> server_;
   std::unique_ptr<GRPCInferenceService::Stub> stub_;
@@ -605,7 +606,7 @@ TEST_F(SlowTest, CallsWaitingForComputeEndWithTheirDeadlineOrTheirServer) {
   EXPECT_TRUE(absl::IsUnavailable(parked)) << parked;
   // The pass that was held up ends after its call and its server have gone.
   model_->LetGo();
-  fixture_.predictor_->Drain();
+  fixture_.models_->Drain();
 }
 
 TEST_F(SlowTest, FullQueueIsRefusedOverTheWire) {

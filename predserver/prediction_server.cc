@@ -17,11 +17,14 @@
 #include "common/model/followed_model.h"
 #include "common/rpc/channel.h"
 #include "predserver/inference_service.h"
-#include "predserver/predictor.h"
+#include "predserver/model_repository.h"
 
 ABSL_FLAG(std::string, job, "", "Job file (text proto of message JobConfig). Required.");
 ABSL_FLAG(std::string, group, "", "Name of the group whose model answers. Required.");
 ABSL_FLAG(int, index, 0, "Index of this server among the group's prediction servers.");
+
+ABSL_FLAG(int, compute_threads, 0,
+          "Forward passes computed at once; 0: as the job's prediction.compute_threads says.");
 
 namespace codistill {
 namespace {
@@ -53,15 +56,19 @@ absl::Status Serve() {
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<FollowedModel> followed,
                              FollowedModel::Create(std::move(follow)));
 
-  Predictor::Options predict;
+  const int compute_threads = absl::GetFlag(FLAGS_compute_threads);
+  ModelRepository::Options repository;
+  repository.compute_threads =
+      compute_threads > 0 ? compute_threads : job.prediction().compute_threads();
+  repository.metrics = metrics.get();
+  CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<ModelRepository> models,
+                             ModelRepository::Create(repository));
+  Predictor::Options predict = Predictor::FromConfig(job.prediction());
   predict.model = config.name();
   predict.config = job.model();
   predict.followed = followed.get();
-  predict.max_queue = job.prediction().max_queue();
-  predict.metrics = metrics.get();
-  CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Predictor> predictor,
-                             Predictor::Create(std::move(predict)));
-  InferenceService service(predictor.get(), job.prediction());
+  CODISTILL_RETURN_IF_ERROR(models->Add(std::move(predict)));
+  InferenceService service(models.get(), job.prediction());
 
   Daemon::Options options;
   options.kind = kKind;
@@ -77,10 +84,10 @@ absl::Status Serve() {
   options.registries = {service.registry()};
   options.max_message_bytes = kMaxPredictionBytes;
   options.metrics = metrics.get();
-  options.fill_status = [&](DaemonStatus* status) { predictor->FillStatus(status); };
-  options.ready = [&] { return predictor->Ready(predictor->model(), "").ok(); };
+  options.fill_status = [&](DaemonStatus* status) { models->FillStatus(status); };
+  options.ready = [&] { return models->Ready().ok(); };
   options.drain = [&] {
-    predictor->Drain();
+    models->Drain();
     return absl::OkStatus();
   };
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Daemon> daemon,

@@ -1,85 +1,135 @@
 #ifndef CODISTILL_PREDSERVER_PREDICTOR_H_
 #define CODISTILL_PREDSERVER_PREDICTOR_H_
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "absl/time/time.h"
 #include "common/base/clock.h"
-#include "common/base/executor.h"
 #include "common/base/mutex.h"
 #include "common/metrics/metrics.h"
 #include "common/model/followed_model.h"
+#include "predserver/batch_policy.h"
+#include "predserver/batch_run.h"
+#include "predserver/compute_pool.h"
+#include "predserver/model_statistics.h"
 #include "predserver/prediction.h"
 #include "predserver/prediction_metrics.h"
-#include "predserver/request_check.h"
+#include "predserver/request_queue.h"
 #include "proto/control.pb.h"
 #include "proto/job.pb.h"
 
 namespace codistill {
 
-// Answers prediction requests with a followed model: checks each, queues it, and runs one forward
-// pass per request on a thread of its own. Knows nothing of gRPC. Thread-safe; nothing blocks but
-// Drain.
+// Answers prediction requests with a followed model: checks each, queues it (RequestQueue), and
+// computes it together with others in one forward pass (BatchPolicy) on the threads of a
+// ComputePool. All requests of a pass are answered by one version of the model, which their answers
+// name. Knows nothing of gRPC. Thread-safe; nothing blocks but Drain.
 class Predictor {
  public:
   struct Options {
-    std::string model;  // name that requests give: the group
+    std::string model;  // name that requests give: the group or teacher
     ModelConfig config;
     const FollowedModel* followed = nullptr;  // not owned, outlives the predictor
-    int max_queue = 32;                       // requests that wait for the one that is computed
-    Metrics* metrics = nullptr;               // not owned, outlives the predictor; may be null
+    int max_queue = 256;                      // requests that wait
+    int64_t max_batch_size = 256;             // examples of one pass
+    absl::Duration max_batch_delay = absl::Milliseconds(1);
+    ComputePool* pool = nullptr;  // not owned, outlives the predictor
+    Metrics* metrics = nullptr;   // not owned, outlives the predictor; may be null
     Clock* clock = Clock::Real();
   };
+  // The limits that a job sets.
+  static Options FromConfig(const PredictionConfig& config);
   static absl::StatusOr<std::unique_ptr<Predictor>> Create(Options options);
   // Drain().
   ~Predictor();
 
-  // Calls `done` exactly once: at once where the request is refused, else from the compute thread.
-  // Codes as in proto/open_inference.proto; CANCELLED where the caller was gone before compute.
-  void Predict(PredictionRequest request, std::function<void(absl::StatusOr<Prediction>)> done);
+  using Done = std::function<void(absl::StatusOr<Prediction>)>;
+  // Calls `done` exactly once: at once where the request is refused, else from a thread of the
+  // pool. Codes as in proto/open_inference.proto; CANCELLED where the caller was gone before
+  // compute. Where there is no room, RESOURCE_EXHAUSTED with the delay after which there will be
+  // (RetryAfter).
+  void Predict(PredictionRequest request, Done done);
 
-  // OK if the model is this one, a version is held, and it is `version` (empty: any). Else
-  // NOT_FOUND or UNAVAILABLE (also while draining).
-  absl::Status Ready(const std::string& model, const std::string& version) const;
-  // The version held, "generation.step"; empty if none.
-  std::string held_version() const;
+  // What Predict would refuse for want of room, before a request is even taken apart. Counts as a
+  // request if it is refused.
+  absl::Status CheckRoom(const std::string& client);
+
+  // OK if `version` (empty: any) is held. Else NOT_FOUND or UNAVAILABLE (also while draining).
+  absl::Status Ready(const std::string& version) const;
+  // "generation.step", newest first.
+  std::vector<std::string> held_versions() const;
   const ModelConfig& config() const { return options_.config; }
   const std::string& model() const { return options_.model; }
+  int64_t max_batch_size() const { return options_.max_batch_size; }
 
-  // State, detail, step, generation, rate and the served model's own part.
-  void FillStatus(DaemonStatus* status) const;
+  ModelStatistics statistics() const { return metrics_.statistics(); }
+  void FillStatus(ServedModelStatus* status) const;
+  // Answers a second over the last few seconds.
+  double Rate() const { return metrics_.Rate(options_.clock->Now()); }
+  // How far behind its group the newest version is, or why there is none; one line.
+  std::string Detail() const;
 
+  bool draining() const {
+    MutexLock lock(&mu_);
+    return draining_;
+  }
   // Refuses new requests with UNAVAILABLE and returns when all accepted ones are answered.
   // Idempotent.
   void Drain();
 
  private:
-  struct Job {
-    PredictionRequest request;
-    RequestPlan plan;
-    absl::Time arrived;
-    std::function<void(absl::StatusOr<Prediction>)> done;
+  using Item = RequestQueue::Item;
+  using Snapshot = std::shared_ptr<const FollowedModel::Snapshot>;
+  struct Failed {
+    Item item;
+    absl::Status status;
+  };
+  // What one visit of a pool's thread takes out of the queue.
+  struct Taken {
+    Snapshot snapshot;
+    std::vector<Item> items;
+    std::vector<Failed> failed;
   };
 
-  Predictor(Options options, std::unique_ptr<Executor> executor);
-  absl::StatusOr<RequestPlan> Accept(const PredictionRequest& request) const;
-  void Compute(Job* job);
-  absl::StatusOr<Prediction> Answer(const Job& job);
-  absl::Status CheckModel(const std::string& model) const;
-  absl::Status CheckVersion(const std::string& wanted, const Version& held) const;
+  explicit Predictor(Options options);
+  absl::Status Refusal(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Whether there is a place in the queue; `taken` gets those whose dead requests gave it up.
+  bool FindRoom(const std::string& client, absl::Time now, Taken* taken)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void RemoveDead(absl::Time now, Taken* taken) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void TakeBatch(const ComputePool::Situation& situation, absl::Time now, Taken* taken)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The version that answers a request.
+  absl::StatusOr<Snapshot> Choose(const PredictionRequest& request) const;
+  ComputePool::Offer Next(const ComputePool::Situation& situation);
+  void Compute(const Taken& taken);
+  absl::StatusOr<Prediction> MakePrediction(const WaitingRequest& item, const Computed& computed,
+                                            const FollowedModel::Snapshot& snapshot) const;
   // Newest step that the group has committed, as last told; never less than the held one (after a
   // restore the group may be behind what it published before).
   int64_t LatestStep(const Version& held) const;
-  void Finish(const Job& job, absl::StatusOr<Prediction> result);
+  void AnswerFailed(std::vector<Failed> failed);
+  void Answer(const WaitingRequest& item, absl::StatusOr<Prediction> result);
+  // After so many accepted requests have been answered.
+  void Left(int requests);
 
   const Options options_;
-  PredictionMetrics metrics_;
   mutable Mutex mu_;
+  RequestQueue queue_ ABSL_GUARDED_BY(mu_);
+  BatchPolicy policy_ ABSL_GUARDED_BY(mu_);
+  DrainRate rate_ ABSL_GUARDED_BY(mu_);
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
-  const std::unique_ptr<Executor> executor_;
+  int unanswered_ ABSL_GUARDED_BY(mu_) = 0;  // accepted requests
+  absl::Time swept_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
+  PredictionMetrics metrics_;
+  Mutex drain_mu_;
+  ComputePool::Entry* entry_ = nullptr;  // of the pool; null once drained
 };
 
 }  // namespace codistill

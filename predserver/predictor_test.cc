@@ -6,6 +6,7 @@
 
 #include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
+#include "common/base/retry_after.h"
 #include "common/base/simulated_clock.h"
 #include "common/model/testing/puppet_model.h"
 #include "gmock/gmock.h"
@@ -44,15 +45,21 @@ class PredictorTest : public testing::Test {
         &options_.config));
     options_.followed = &followed_;
     options_.max_queue = 2;
+    options_.max_batch_delay = absl::ZeroDuration();
     metrics_ = Metrics::Create({});
     options_.metrics = metrics_.get();
     options_.clock = &clock_;
+    ComputePool::Options pool;
+    pool.clock = &clock_;
+    pool_ = *ComputePool::Create(pool);
+    options_.pool = pool_.get();
     Make();
     followed_.Hold(model_, 3, 40, clock_.Now());
     followed_.SetGroupStep(3, 47);
   }
 
   void Make() {
+    predictor_.reset();
     auto predictor = Predictor::Create(options_);
     EXPECT_TRUE(predictor.ok()) << predictor.status();
     predictor_ = *std::move(predictor);
@@ -97,6 +104,7 @@ class PredictorTest : public testing::Test {
   PuppetFollowedModel followed_;
   std::shared_ptr<PuppetModel> model_;
   std::unique_ptr<Metrics> metrics_;
+  std::unique_ptr<ComputePool> pool_;
   Predictor::Options options_;
   std::unique_ptr<Predictor> predictor_;
 };
@@ -136,14 +144,10 @@ TEST_F(PredictorTest, StalenessNeverGoesBelowZero) {
 
 TEST_F(PredictorTest, RefusesWhatItDoesNotHave) {
   PredictionRequest request = Request();
-  request.model = "beta";
-  EXPECT_EQ(Predict(request).status(),
-            absl::NotFoundError("no model \"beta\" here; this server has \"alpha\""));
-  request = Request();
   request.version = "3.39";
   const absl::Status version = Predict(request).status();
   EXPECT_TRUE(absl::IsNotFound(version));
-  EXPECT_THAT(std::string(version.message()), HasSubstr("it is at 3.40"));
+  EXPECT_THAT(std::string(version.message()), HasSubstr("it has 3.40"));
   request.version = "3.40";
   EXPECT_TRUE(Predict(request).ok());
   request = Request();
@@ -168,15 +172,12 @@ TEST_F(PredictorTest, WaitsForTheFirstVersion) {
   options_.followed = &nothing;
   Make();
   EXPECT_EQ(Predict(Request()).status(), absl::UnavailableError("waiting for the first cut"));
-  EXPECT_TRUE(absl::IsUnavailable(predictor_->Ready("alpha", "")));
-  DaemonStatus status;
-  predictor_->FillStatus(&status);
-  EXPECT_EQ(status.state(), "waiting");
+  EXPECT_TRUE(absl::IsUnavailable(predictor_->Ready("")));
+  EXPECT_EQ(predictor_->Detail(), "waiting for the first cut");
   nothing.Hold(model_, 1, 0, clock_.Now());
   EXPECT_TRUE(Predict(Request()).ok());
-  EXPECT_TRUE(predictor_->Ready("alpha", "1.0").ok());
-  EXPECT_TRUE(absl::IsNotFound(predictor_->Ready("alpha", "1.1")));
-  EXPECT_TRUE(absl::IsNotFound(predictor_->Ready("beta", "")));
+  EXPECT_TRUE(predictor_->Ready("1.0").ok());
+  EXPECT_TRUE(absl::IsNotFound(predictor_->Ready("1.1")));
   predictor_.reset();
 }
 
@@ -188,6 +189,7 @@ TEST_F(PredictorTest, QueueIsBounded) {
   const auto third = Predict(Request());  // answered although the model is held up
   EXPECT_TRUE(absl::IsResourceExhausted(third.status())) << third.status();
   EXPECT_THAT(std::string(third.status().message()), HasSubstr("2 requests are waiting"));
+  EXPECT_TRUE(RetryAfter(third.status()).has_value());
   model_->LetGo();
   EXPECT_TRUE(computing->Wait().ok());
   EXPECT_TRUE(first->Wait().ok());
@@ -211,9 +213,7 @@ TEST_F(PredictorTest, DeadlinesAndCancellationsAreHonouredBeforeCompute) {
       absl::DeadlineExceededError("the deadline passed before compute, after 250 ms in the queue"));
   EXPECT_TRUE(absl::IsCancelled(gone_answer->Wait().status()));
   // Neither was computed.
-  DaemonStatus status;
-  predictor_->FillStatus(&status);
-  EXPECT_THAT(metrics_->Text(), HasSubstr("codistill_prediction_batches_total 1\n"));
+  EXPECT_EQ(predictor_->statistics().execution_count, 1);
 }
 
 TEST_F(PredictorTest, NewestVersionAtComputeTimeAnswers) {
@@ -233,13 +233,9 @@ TEST_F(PredictorTest, DrainAnswersWhatWasAccepted) {
   model_->AwaitPasses(1);
   auto waiting = Start(Request());
   std::thread drain([&] { predictor_->Drain(); });
-  DaemonStatus status;
-  do {
-    status.Clear();
-    predictor_->FillStatus(&status);
-  } while (status.state() != "draining");
+  while (!predictor_->draining()) absl::SleepFor(absl::Milliseconds(1));
   EXPECT_TRUE(absl::IsUnavailable(Predict(Request()).status()));
-  EXPECT_TRUE(absl::IsUnavailable(predictor_->Ready("alpha", "")));
+  EXPECT_TRUE(absl::IsUnavailable(predictor_->Ready("")));
   model_->LetGo();
   drain.join();
   EXPECT_TRUE(computing->Wait().ok());
@@ -250,33 +246,39 @@ TEST_F(PredictorTest, StatusAndMetricsCount) {
   for (int i = 0; i < 10; ++i) EXPECT_TRUE(Predict(Request({1, 2, 3, 4})).ok());
   EXPECT_FALSE(Predict(Request({1, NAN})).ok());
   clock_.Advance(absl::Seconds(1));
-  DaemonStatus status;
+  ServedModelStatus status;
   predictor_->FillStatus(&status);
-  EXPECT_EQ(status.state(), "serving");
-  EXPECT_EQ(status.step(), 40);
-  EXPECT_EQ(status.generation(), 3u);
-  EXPECT_DOUBLE_EQ(status.rate(), 11 / 5.0);
-  EXPECT_EQ(status.rate_unit(), "requests/s");
-  ASSERT_EQ(status.models_size(), 1);
-  EXPECT_EQ(status.models(0).model(), "alpha");
-  EXPECT_EQ(status.models(0).requests(), 11);
-  EXPECT_EQ(status.models(0).failures(), 1);
-  EXPECT_EQ(status.models(0).latest_step(), 47);
-  EXPECT_EQ(status.models(0).swaps(), 1);
+  EXPECT_EQ(status.model(), "alpha");
+  EXPECT_EQ(status.version().step(), 40);
+  EXPECT_EQ(status.precision(), "FP32");
+  EXPECT_EQ(status.requests(), 11);
+  EXPECT_EQ(status.failures(), 1);
+  EXPECT_EQ(status.refused(), 0);
+  EXPECT_EQ(status.batches(), 10);
+  EXPECT_EQ(status.examples(), 20);
+  EXPECT_EQ(status.latest_step(), 47);
+  EXPECT_EQ(status.swaps(), 1);
+  EXPECT_DOUBLE_EQ(predictor_->Rate(), 11 / 5.0);
   clock_.Advance(absl::Seconds(10));
-  status.Clear();
-  predictor_->FillStatus(&status);
-  EXPECT_EQ(status.rate(), 0);
+  EXPECT_EQ(predictor_->Rate(), 0);
+  const ModelStatistics statistics = predictor_->statistics();
+  EXPECT_EQ(statistics.success.count, 10);
+  EXPECT_EQ(statistics.fail.count, 1);
+  EXPECT_EQ(statistics.inference_count, 20);
+  EXPECT_EQ(statistics.queue.count, 10);
+  ASSERT_EQ(statistics.batches.size(), 1u);
+  EXPECT_EQ(statistics.batches.at(2).compute_infer.count, 10);
 
   for (int scrape = 0; scrape < 2; ++scrape) {  // mirrored counters do not add up twice
     const std::string text = metrics_->Text();
-    EXPECT_THAT(text, HasSubstr("codistill_prediction_requests_total{code=\"OK\"} 10\n"));
-    EXPECT_THAT(text,
-                HasSubstr("codistill_prediction_requests_total{code=\"INVALID_ARGUMENT\"} 1\n"));
-    EXPECT_THAT(text, HasSubstr("codistill_prediction_examples_total 20\n"));
-    EXPECT_THAT(text, HasSubstr("codistill_model_staleness_steps 7\n"));
-    EXPECT_THAT(text, HasSubstr("codistill_model_swaps_total 1\n"));
-    EXPECT_THAT(text, HasSubstr("codistill_prediction_latency_seconds_count 11\n"));
+    EXPECT_THAT(text, HasSubstr("requests_total{code=\"OK\",model=\"alpha\"} 10\n"));
+    EXPECT_THAT(text, HasSubstr("requests_total{code=\"INVALID_ARGUMENT\",model=\"alpha\"} 1\n"));
+    EXPECT_THAT(text, HasSubstr("codistill_prediction_examples_total{model=\"alpha\"} 20\n"));
+    EXPECT_THAT(text, HasSubstr("batch_examples_bucket{model=\"alpha\",le=\"1\"} 0\n"));
+    EXPECT_THAT(text, HasSubstr("batch_examples_bucket{model=\"alpha\",le=\"2\"} 10\n"));
+    EXPECT_THAT(text, HasSubstr("codistill_model_staleness_steps{model=\"alpha\"} 7\n"));
+    EXPECT_THAT(text, HasSubstr("codistill_model_swaps_total{model=\"alpha\"} 1\n"));
+    EXPECT_THAT(text, HasSubstr("latency_seconds_count{model=\"alpha\"} 11\n"));
   }
 }
 

@@ -272,6 +272,29 @@ absl::StatusOr<RequestPlan> CheckRequest(const ModelConfig& config,
   return plan;
 }
 
+absl::Status CheckValues(const std::string& input, DataType dtype, const void* data, size_t bytes) {
+  bool finite = true;
+  if (dtype == DT_FLOAT) {
+    finite = std::isfinite(
+        SumOfSquares(static_cast<const float*>(data), static_cast<int64_t>(bytes / sizeof(float))));
+  } else if (dtype == DT_DOUBLE) {
+    const auto* const values = static_cast<const double*>(data);
+    finite = std::all_of(values, values + bytes / sizeof(double),
+                         [](double x) { return std::isfinite(x); });
+  }
+  if (!finite) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("input ", input, ": has a NaN or an infinity; values must be finite"));
+  }
+  const auto* const flags = static_cast<const uint8_t*>(data);
+  if (dtype == DT_BOOL &&
+      std::any_of(flags, flags + bytes, [](uint8_t byte) { return byte > 1; })) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("input ", input, ": has a BOOL that is neither 0 nor 1"));
+  }
+  return absl::OkStatus();
+}
+
 absl::StatusOr<Tensor> ReadInput(const PredictionRequest::Input& input) {
   Tensor tensor = Tensor::Allocate(DataTypeFromName(input.datatype), input.shape);
   char* to = static_cast<char*>(tensor.data());
@@ -279,25 +302,7 @@ absl::StatusOr<Tensor> ReadInput(const PredictionRequest::Input& input) {
     std::memcpy(to, part.data(), part.size());
     to += part.size();
   }
-  bool finite = true;
-  if (tensor.dtype() == DT_FLOAT) {
-    finite =
-        std::isfinite(SumOfSquares(static_cast<const float*>(tensor.data()), tensor.elements()));
-  } else if (tensor.dtype() == DT_DOUBLE) {
-    const auto values = tensor.As<double>();
-    finite = std::all_of(values.begin(), values.end(), [](double x) { return std::isfinite(x); });
-  }
-  if (!finite) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("input ", input.name, ": has a NaN or an infinity; values must be finite"));
-  }
-  if (tensor.dtype() == DT_BOOL) {
-    const auto* const bytes = static_cast<const uint8_t*>(tensor.data());
-    if (std::any_of(bytes, bytes + tensor.bytes(), [](uint8_t byte) { return byte > 1; })) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("input ", input.name, ": has a BOOL that is neither 0 nor 1"));
-    }
-  }
+  CODISTILL_RETURN_IF_ERROR(CheckValues(input.name, tensor.dtype(), tensor.data(), tensor.bytes()));
   return tensor;
 }
 

@@ -48,8 +48,11 @@ struct OutputDescription {
 // All outputs that requests may name: what depends on the kind of model, then its states.
 std::vector<OutputDescription> DescribeOutputs(const ModelConfig& config);
 
-// A checked input as a tensor of its own (one copy). INVALID_ARGUMENT if a floating-point input has
-// a NaN or an infinity, as the prediction would be one too, or a BOOL is neither 0 nor 1.
+// INVALID_ARGUMENT, naming the input, if a floating-point input has a NaN or an infinity, as the
+// prediction would be one too, or a BOOL is neither 0 nor 1. `bytes` is whole elements.
+absl::Status CheckValues(const std::string& input, DataType dtype, const void* data, size_t bytes);
+
+// A checked input as a tensor of its own (one copy), its values checked too.
 absl::StatusOr<Tensor> ReadInput(const PredictionRequest::Input& input);
 
 }  // namespace codistill

@@ -23,6 +23,9 @@ const prometheus::Histogram::BucketBoundaries kLatencyBuckets = {
     0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05,
     0.1,    0.25,    0.5,    1,     2.5,    5,     10,   25,    60};
 
+const prometheus::Histogram::BucketBoundaries kSizeBuckets = {
+    1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536};
+
 class CounterHandle : public Metrics::Counter {
  public:
   explicit CounterHandle(prometheus::Counter* counter) : counter_(counter) {}
@@ -66,6 +69,10 @@ class PrometheusMetrics : public Metrics {
                      const Labels& labels) override {
     return Get<HistogramHandle>(prometheus::BuildHistogram(), name, help, labels, &histograms_,
                                 kLatencyBuckets);
+  }
+  Histogram* sizes(absl::string_view name, absl::string_view help, const Labels& labels) override {
+    return Get<HistogramHandle>(prometheus::BuildHistogram(), name, help, labels, &histograms_,
+                                kSizeBuckets);
   }
 
   void OnCollect(std::function<void()> refresh) override {

@@ -47,6 +47,9 @@ class Metrics {
   // Latencies: buckets from 0.1 ms to 60 s, in seconds.
   virtual Histogram* latency(absl::string_view name, absl::string_view help,
                              const Labels& labels = {}) = 0;
+  // Numbers of things: buckets of the powers of two from 1 to 65,536.
+  virtual Histogram* sizes(absl::string_view name, absl::string_view help,
+                           const Labels& labels = {}) = 0;
   // Called before each exposition, to refresh gauges that mirror other state.
   virtual void OnCollect(std::function<void()> refresh) = 0;
 

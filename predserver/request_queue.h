@@ -1,0 +1,83 @@
+#ifndef CODISTILL_PREDSERVER_REQUEST_QUEUE_H_
+#define CODISTILL_PREDSERVER_REQUEST_QUEUE_H_
+
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <list>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "predserver/prediction.h"
+#include "predserver/request_check.h"
+
+namespace codistill {
+
+// A request that has been checked and waits to be computed.
+struct WaitingRequest {
+  PredictionRequest request;
+  RequestPlan plan;
+  absl::Time arrived;
+  bool accepted = false;
+  absl::Time taken;  // out of the queue, into a pass
+  std::function<void(absl::StatusOr<Prediction>)> done;
+  // The examples to compute, ascending; empty: all.
+  std::vector<int32_t> only;
+
+  int64_t examples() const { return only.empty() ? plan.batch : static_cast<int64_t>(only.size()); }
+};
+
+// Bounded, and fair between clients: their requests take turns, those of one client stay in order,
+// and of a full queue the client that has most in it gives up its newest request for one of a
+// client with clearly fewer. Not thread-safe.
+class RequestQueue {
+ public:
+  using Item = std::unique_ptr<WaitingRequest>;
+  explicit RequestQueue(int capacity) : capacity_(capacity) {}
+
+  int size() const { return size_; }
+  int64_t examples() const { return examples_; }
+
+  // Whether Push would take a request of this client.
+  bool HasRoom(const std::string& client) const;
+  // Requires HasRoom. What had to go in exchange, or null.
+  Item Push(Item item);
+
+  // Removes what `dead` says, in no particular order.
+  std::vector<Item> RemoveIf(const std::function<bool(const WaitingRequest&)>& dead);
+
+  enum class Verdict {
+    kTake,
+    kSkip,  // neither this one nor what its client has behind it
+    kStop,  // no more at all
+  };
+  // Takes requests in the order of turns, each as `verdict` says.
+  std::vector<Item> Take(const std::function<Verdict(const WaitingRequest&)>& verdict);
+
+ private:
+  struct Client {
+    std::string name;
+    std::deque<Item> waiting;  // never empty between calls
+    bool skipped = false;      // by the Take under way
+  };
+  using Clients = std::list<Client>;
+
+  // Whose newest request gives way to one of `client`, if somebody's does.
+  const Client* Donor(const std::string& client) const;
+  Item Remove(Client* client, bool newest);
+  void Forget(Clients::iterator client);
+
+  const int capacity_;
+  int size_ = 0;
+  int64_t examples_ = 0;
+  Clients turns_;  // whose turn is next comes first
+  absl::flat_hash_map<std::string, Clients::iterator> by_name_;
+};
+
+}  // namespace codistill
+
+#endif  // CODISTILL_PREDSERVER_REQUEST_QUEUE_H_

@@ -1,0 +1,101 @@
+#include "predserver/request_queue.h"
+
+#include <string>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+
+namespace codistill {
+namespace {
+
+using testing::ElementsAre;
+using testing::UnorderedElementsAre;
+using Verdict = RequestQueue::Verdict;
+
+// The request's name is its model.
+RequestQueue::Item Make(const std::string& client, const std::string& name, int64_t examples = 1) {
+  auto item = std::make_unique<WaitingRequest>();
+  item->request.client = client;
+  item->request.model = name;
+  item->plan.batch = examples;
+  return item;
+}
+
+std::vector<std::string> Names(const std::vector<RequestQueue::Item>& items) {
+  std::vector<std::string> names;
+  for (const auto& item : items) names.push_back(item->request.model);
+  return names;
+}
+
+// Takes at most `count`.
+std::vector<std::string> Take(RequestQueue* queue, int count) {
+  return Names(queue->Take(
+      [&](const WaitingRequest&) { return count-- > 0 ? Verdict::kTake : Verdict::kStop; }));
+}
+
+TEST(RequestQueueTest, ClientsTakeTurnsAndKeepTheirOrder) {
+  RequestQueue queue(100);
+  for (int i = 0; i < 5; ++i) queue.Push(Make("a", absl::StrCat("a", i)));
+  for (int i = 0; i < 2; ++i) queue.Push(Make("b", absl::StrCat("b", i)));
+  queue.Push(Make("c", "c0", 7));
+  EXPECT_EQ(queue.size(), 8);
+  EXPECT_EQ(queue.examples(), 14);
+  EXPECT_THAT(Take(&queue, 2), ElementsAre("a0", "b0"));
+  queue.Push(Make("d", "d0"));
+  // Turns go on where they stopped, over several takes.
+  EXPECT_THAT(Take(&queue, 3), ElementsAre("c0", "a1", "b1"));
+  EXPECT_THAT(Take(&queue, 100), ElementsAre("d0", "a2", "a3", "a4"));
+  EXPECT_EQ(queue.size(), 0);
+  EXPECT_EQ(queue.examples(), 0);
+  EXPECT_THAT(Take(&queue, 1), ElementsAre());
+}
+
+TEST(RequestQueueTest, WhatDoesNotFitStaysAndHoldsUpItsClientOnly) {
+  RequestQueue queue(100);
+  queue.Push(Make("a", "other"));
+  queue.Push(Make("a", "a1"));
+  queue.Push(Make("b", "b0"));
+  queue.Push(Make("b", "b1"));
+  queue.Push(Make("c", "c0"));
+  const auto fitting = queue.Take([](const WaitingRequest& item) {
+    return item.request.model == "other" ? Verdict::kSkip : Verdict::kTake;
+  });
+  EXPECT_THAT(Names(fitting), ElementsAre("b0", "c0", "b1"));
+  queue.Push(Make("b", "b2"));
+  // Who was passed over comes first.
+  EXPECT_THAT(Take(&queue, 3), ElementsAre("other", "b2", "a1"));
+}
+
+TEST(RequestQueueTest, WhoHasMostGivesWayInAFullQueue) {
+  RequestQueue queue(4);
+  for (int i = 0; i < 4; ++i) EXPECT_EQ(queue.Push(Make("greedy", absl::StrCat("g", i))), nullptr);
+  EXPECT_FALSE(queue.HasRoom("greedy"));
+  ASSERT_TRUE(queue.HasRoom("a"));
+  EXPECT_EQ(queue.Push(Make("a", "a0"))->request.model, "g3");
+  ASSERT_TRUE(queue.HasRoom("a"));
+  EXPECT_EQ(queue.Push(Make("a", "a1"))->request.model, "g2");
+  // Two each: equals do not push each other out.
+  EXPECT_FALSE(queue.HasRoom("a"));
+  EXPECT_FALSE(queue.HasRoom("greedy"));
+  EXPECT_TRUE(queue.HasRoom("b"));
+  EXPECT_EQ(queue.size(), 4);
+  EXPECT_THAT(Take(&queue, 4), ElementsAre("g0", "a0", "g1", "a1"));
+  EXPECT_TRUE(queue.HasRoom("greedy"));
+}
+
+TEST(RequestQueueTest, TheDeadMakeRoom) {
+  RequestQueue queue(4);
+  for (const char* name : {"x1", "y1", "x2", "y2"}) queue.Push(Make("a", name, 3));
+  const auto dead =
+      queue.RemoveIf([](const WaitingRequest& item) { return item.request.model[0] == 'x'; });
+  EXPECT_THAT(Names(dead), UnorderedElementsAre("x1", "x2"));
+  EXPECT_EQ(queue.size(), 2);
+  EXPECT_EQ(queue.examples(), 6);
+  EXPECT_TRUE(queue.HasRoom("a"));
+  EXPECT_THAT(Take(&queue, 4), ElementsAre("y1", "y2"));
+}
+
+}  // namespace
+}  // namespace codistill
