@@ -330,6 +330,25 @@ TEST(Rules, OfEndpoints) {
                   HasSubstr("groups[0].shards[4].address: wrong address (:5)")));
 }
 
+TEST(Rules, LetOneProcessBeAPredictionServerOfSeveralGroups) {
+  JobConfig job = Good();
+  for (GroupConfig& group : *job.mutable_groups()) {
+    group.set_num_prediction_servers(1);
+    group.add_prediction_servers()->set_address("h:1");
+  }
+  EXPECT_TRUE(ValidateJob(job).ok()) << ValidateJob(job);
+  job.mutable_groups(0)->add_shards()->set_address("h:1");
+  job.mutable_groups(0)->add_shards()->set_address("h:2");
+  job.mutable_groups(1)->set_num_prediction_servers(2);
+  job.mutable_groups(1)->add_prediction_servers()->set_address("h:1");
+  const std::vector<std::string> lines =
+      absl::StrSplit(std::string(ValidateJob(job).message()), '\n');
+  EXPECT_THAT(lines,
+              ElementsAre(HasSubstr("groups[0].prediction_servers[0].address: used twice (h:1)"),
+                          HasSubstr("groups[1].prediction_servers[0].address: used twice (h:1)"),
+                          HasSubstr("groups[1].prediction_servers[1].address: used twice (h:1)")));
+}
+
 TEST(Rules, LetOneGroupHaveSettingsForTeachers) {
   JobConfig job = Good();
   job.mutable_groups()->RemoveLast();

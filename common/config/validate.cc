@@ -40,6 +40,14 @@ constexpr int64_t kMaxPrefetch = 64;
 
 std::string Index(absl::string_view field, int i) { return absl::StrCat(field, "[", i, "]"); }
 
+// Whether two lists may have the same address: those of the prediction servers of two groups.
+bool MayShare(const std::string& a, const std::string& b) {
+  const auto of_group = [](const std::string& path) {
+    return absl::StartsWith(path, "groups[") && absl::EndsWith(path, ".prediction_servers");
+  };
+  return a != b && of_group(a) && of_group(b);
+}
+
 }  // namespace
 
 void CheckAddress(const std::string& path, const std::string& address, Mistakes* mistakes) {
@@ -54,8 +62,7 @@ void CheckAddress(const std::string& path, const std::string& address, Mistakes*
 
 void CheckEndpoints(const std::string& path,
                     const google::protobuf::RepeatedPtrField<Endpoint>& endpoints, int processes,
-                    absl::string_view count_field, std::set<std::string>* addresses,
-                    Mistakes* mistakes) {
+                    absl::string_view count_field, Addresses* addresses, Mistakes* mistakes) {
   if (!endpoints.empty() && endpoints.size() != processes) {
     mistakes->Add(path,
                   absl::StrCat("wrong number of endpoints (", endpoints.size(), "); ", processes,
@@ -66,7 +73,8 @@ void CheckEndpoints(const std::string& path,
     if (endpoints[i].address().empty()) continue;
     const std::string field = absl::StrCat(Index(path, i), ".address");
     CheckAddress(field, endpoints[i].address(), mistakes);
-    if (!addresses->insert(endpoints[i].address()).second) {
+    const auto [used, unused] = addresses->insert({endpoints[i].address(), path});
+    if (!unused && !MayShare(used->second, path)) {
       mistakes->Add(field, absl::StrCat("used twice (", endpoints[i].address(),
                                         "); one address a process would be right"));
     }
@@ -160,7 +168,7 @@ void CheckModel(const JobConfig& job, Mistakes* mistakes) {
   }
 }
 
-void CheckGroups(const JobConfig& job, std::set<std::string>* addresses, Mistakes* mistakes) {
+void CheckGroups(const JobConfig& job, Addresses* addresses, Mistakes* mistakes) {
   mistakes->Required("groups", job.groups_size() > 0, "one group or more");
   std::set<std::string> names;
   for (int i = 0; i < job.groups_size(); ++i) {
@@ -380,7 +388,7 @@ std::vector<Mistake> FindMistakes(const JobConfig& job) {
   CheckData(job, &mistakes);
   CheckModelInputs(job, &mistakes);
   CheckEmbeddingTables(job, &mistakes);
-  std::set<std::string> addresses;
+  Addresses addresses;
   CheckGroups(job, &addresses, &mistakes);
   CheckTeachers(job, &addresses, &mistakes);
   CheckTraining(job, &mistakes);

@@ -4,7 +4,7 @@
 #define CODISTILL_COMMON_CONFIG_VALIDATE_H_
 
 #include <cstdint>
-#include <set>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -53,18 +53,21 @@ void CheckName(const std::string& path, const std::string& name, Mistakes* mista
 // host:port.
 void CheckAddress(const std::string& path, const std::string& address, Mistakes* mistakes);
 
-// Endpoints of a group's or teacher's processes; `addresses` are those the job has used before.
+// Addresses that the job has used, and the list that has each.
+using Addresses = std::map<std::string, std::string>;
+
+// Endpoints of a group's or teacher's processes. One address is one process, which may be a
+// prediction server of several groups.
 void CheckEndpoints(const std::string& path,
                     const google::protobuf::RepeatedPtrField<Endpoint>& endpoints, int processes,
-                    absl::string_view count_field, std::set<std::string>* addresses,
-                    Mistakes* mistakes);
+                    absl::string_view count_field, Addresses* addresses, Mistakes* mistakes);
 
 // The parts of FindMistakes.
 void CheckData(const JobConfig& job, Mistakes* mistakes);             // validate_data.cc
 void CheckModelInputs(const JobConfig& job, Mistakes* mistakes);      // against the data's batches
 void CheckEmbeddingTables(const JobConfig& job, Mistakes* mistakes);  // validate_embedding.cc
 void CheckMembership(const JobConfig& job, Mistakes* mistakes);       // validate_membership.cc
-void CheckTeachers(const JobConfig& job, std::set<std::string>* addresses,
+void CheckTeachers(const JobConfig& job, Addresses* addresses,
                    Mistakes* mistakes);                                   // validate_teachers.cc
 void CheckOptimizer(const TrainingConfig& training, Mistakes* mistakes);  // validate_optimizer.cc
 

@@ -186,7 +186,7 @@ void CheckCheckpointsMode(const JobConfig& job, Mistakes* mistakes) {
 
 }  // namespace
 
-void CheckTeachers(const JobConfig& job, std::set<std::string>* addresses, Mistakes* mistakes) {
+void CheckTeachers(const JobConfig& job, Addresses* addresses, Mistakes* mistakes) {
   for (int g = 0; g < job.groups_size(); ++g) CheckListOfGroup(job, g, mistakes);
   std::set<std::string> names;
   for (const GroupConfig& group : job.groups()) names.insert(group.name());
