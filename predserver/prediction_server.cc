@@ -1,10 +1,15 @@
-// Serves predictions of one group's newest published weights over the Open Inference Protocol.
+// Serves predictions over the Open Inference Protocol: of a job's groups, by their newest published
+// weights, of its frozen teachers and ensembles, or of an archive that belongs to no job.
 //
 //   prediction_server --job JOB.textproto --group alpha --index 0
+//   prediction_server --job JOB.textproto --group alpha,beta --index 0
+//   prediction_server --job JOB.textproto --teacher last_year --index 0
+//   prediction_server --archive MODEL.pt --model MODEL.textproto [--checkpoint PATH [--follow]]
 
 #include <memory>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "absl/flags/flag.h"
 #include "absl/status/status.h"
@@ -14,15 +19,36 @@
 #include "common/config/job.h"
 #include "common/daemon/daemon.h"
 #include "common/metrics/metrics.h"
-#include "common/model/followed_model.h"
 #include "common/rpc/channel.h"
 #include "predserver/inference_service.h"
 #include "predserver/model_repository.h"
+#include "predserver/server_plan.h"
 
-ABSL_FLAG(std::string, job, "", "Job file (text proto of message JobConfig). Required.");
-ABSL_FLAG(std::string, group, "", "Name of the group whose model answers. Required.");
-ABSL_FLAG(int, index, 0, "Index of this server among the group's prediction servers.");
-
+ABSL_FLAG(std::string, job, "", "Job file (text proto of message JobConfig).");
+ABSL_FLAG(std::string, group, "",
+          "Group whose model answers; several, separated by commas, are served by one process.");
+ABSL_FLAG(
+    std::string, teacher, "",
+    "Name in the job's `teachers`: a frozen teacher, or an ensemble, whose members this process "
+    "then holds.");
+ABSL_FLAG(int, index, 0, "Index of this server among the prediction servers of what it serves.");
+ABSL_FLAG(std::string, archive, "",
+          "TorchScript archive to serve, without a job that has it as a teacher.");
+ABSL_FLAG(std::string, model, "",
+          "With --archive: file with its inputs, states and num_outputs (text proto of message "
+          "ModelConfig); or give a --job with the same model.");
+ABSL_FLAG(std::string, checkpoint, "",
+          "With --archive: where its weights come from instead: a safetensors file, a directory of "
+          "checkpoints (the newest whole one), or the manifest of one checkpoint.");
+ABSL_FLAG(bool, follow, false, "Load newer checkpoints as they appear in --checkpoint.");
+ABSL_FLAG(std::string, name, "",
+          "With --archive: name of the model in requests; default: the file's, without .pt.");
+ABSL_FLAG(std::string, weights, "",
+          "Precision to which weights are rounded: FP32, BF16 or INT8; default: as the job's "
+          "prediction.weights says.");
+ABSL_FLAG(int, held_versions, 0,
+          "Versions that answer requests which name them; 0: as the job's prediction.held_versions "
+          "says.");
 ABSL_FLAG(int, compute_threads, 0,
           "Forward passes computed at once; 0: as the job's prediction.compute_threads says.");
 
@@ -31,55 +57,52 @@ namespace {
 
 constexpr char kKind[] = "prediction_server";
 
+ServerFlags Flags() {
+  ServerFlags flags;
+  flags.job = absl::GetFlag(FLAGS_job);
+  flags.group = absl::GetFlag(FLAGS_group);
+  flags.teacher = absl::GetFlag(FLAGS_teacher);
+  flags.index = absl::GetFlag(FLAGS_index);
+  flags.archive = absl::GetFlag(FLAGS_archive);
+  flags.model = absl::GetFlag(FLAGS_model);
+  flags.checkpoint = absl::GetFlag(FLAGS_checkpoint);
+  flags.follow = absl::GetFlag(FLAGS_follow);
+  flags.name = absl::GetFlag(FLAGS_name);
+  flags.weights = absl::GetFlag(FLAGS_weights);
+  flags.held_versions = absl::GetFlag(FLAGS_held_versions);
+  flags.compute_threads = absl::GetFlag(FLAGS_compute_threads);
+  return flags;
+}
+
 absl::Status Serve() {
-  if (absl::GetFlag(FLAGS_job).empty() || absl::GetFlag(FLAGS_group).empty()) {
-    return absl::InvalidArgumentError("--job and --group are required");
-  }
-  CODISTILL_ASSIGN_OR_RETURN(const JobConfig job, LoadJob(absl::GetFlag(FLAGS_job)));
-  CODISTILL_ASSIGN_OR_RETURN(const int group, FindGroup(job, absl::GetFlag(FLAGS_group)));
-  const GroupConfig& config = job.groups(group);
-  const int index = absl::GetFlag(FLAGS_index);
-  if (index < 0 || index >= config.num_prediction_servers()) {
-    return absl::InvalidArgumentError(absl::StrCat("--index ", index, ": group ", config.name(),
-                                                   " has ", config.num_prediction_servers(),
-                                                   " prediction servers, counted from 0"));
-  }
-
+  CODISTILL_ASSIGN_OR_RETURN(const ServerPlan plan, PlanServer(Flags()));
+  const JobConfig& job = plan.job;
   const std::unique_ptr<Metrics> metrics = Metrics::Create(
-      {{"job", job.name()}, {"group", config.name()}, {"index", absl::StrCat(index)}});
+      {{"job", job.name()}, {"group", plan.group}, {"index", absl::StrCat(plan.index)}});
 
-  FollowedModel::Options follow;
-  follow.job = job;
-  follow.group = group;
-  follow.threads = job.prediction().threads();
-  follow.transfer_dtype = job.prediction().transfer_dtype();
-  CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<FollowedModel> followed,
-                             FollowedModel::Create(std::move(follow)));
-
-  const int compute_threads = absl::GetFlag(FLAGS_compute_threads);
+  CODISTILL_ASSIGN_OR_RETURN(const std::vector<ServedModel> served, OpenModels(plan));
   ModelRepository::Options repository;
-  repository.compute_threads =
-      compute_threads > 0 ? compute_threads : job.prediction().compute_threads();
+  repository.compute_threads = job.prediction().compute_threads();
   repository.metrics = metrics.get();
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<ModelRepository> models,
                              ModelRepository::Create(repository));
-  Predictor::Options predict = Predictor::FromConfig(job.prediction());
-  predict.model = config.name();
-  predict.config = job.model();
-  predict.followed = followed.get();
-  CODISTILL_RETURN_IF_ERROR(models->Add(std::move(predict)));
+  for (const ServedModel& model : served) {
+    Predictor::Options predict = Predictor::FromConfig(job.prediction());
+    predict.model = model.name;
+    predict.config = model.config;
+    predict.followed = model.followed.get();
+    CODISTILL_RETURN_IF_ERROR(models->Add(std::move(predict)));
+  }
   InferenceService service(models.get(), job.prediction());
 
   Daemon::Options options;
   options.kind = kKind;
   options.job = job.name();
   options.run_id = RunId(job);
-  options.group = config.name();
-  options.index = index;
-  if (index < config.prediction_servers_size()) {
-    options.address = config.prediction_servers(index).address();
-    options.http_address = config.prediction_servers(index).http_address();
-  }
+  options.group = plan.group;
+  options.index = plan.index;
+  options.address = plan.endpoint.address();
+  options.http_address = plan.endpoint.http_address();
   options.services = {&service};
   options.registries = {service.registry()};
   options.max_message_bytes = kMaxPredictionBytes;
@@ -101,7 +124,8 @@ absl::Status Serve() {
 int main(int argc, char** argv) {
   codistill::ConfigureHeapForTensors();
   codistill::InitDaemon(argc, argv,
-                        "Serves predictions of a group's newest weights: prediction_server --job "
-                        "JOB.textproto --group NAME --index I");
+                        "Serves predictions: prediction_server --job JOB.textproto --group "
+                        "NAME[,NAME...] | --teacher NAME, or prediction_server --archive MODEL.pt "
+                        "--model MODEL.textproto");
   return codistill::ExitCode(codistill::kKind, codistill::Serve());
 }

@@ -159,6 +159,7 @@ absl::Status PlanArchive(const ServerFlags& flags, ServerPlan* plan) {
 absl::StatusOr<ServerPlan> PlanServer(const ServerFlags& flags) {
   CODISTILL_RETURN_IF_ERROR(CheckFlags(flags));
   ServerPlan plan;
+  plan.index = flags.index;
   if (!flags.job.empty()) {
     CODISTILL_ASSIGN_OR_RETURN(plan.job, LoadJob(flags.job));
   }

@@ -41,7 +41,8 @@ struct ServerPlan {
   JobConfig job;
   std::vector<std::string> names;  // of the models
   std::string group;               // what this server calls itself: the names, separated by commas
-  Endpoint endpoint;               // empty: wherever there is room
+  int index = 0;
+  Endpoint endpoint;  // empty: wherever there is room
 };
 
 // Reads and checks everything that does not need the models' files. INVALID_ARGUMENT with a line
