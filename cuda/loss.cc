@@ -23,6 +23,90 @@ absl::Status Invalid(absl::string_view field, const std::string& problem) {
   return absl::InvalidArgumentError(absl::StrCat("loss: ", field, " ", problem));
 }
 
+// What can be said of top-k teachers without their arrays.
+absl::Status ValidateTopK(const LossOptions& options, const LossInputs& inputs) {
+  if (inputs.topk_teachers.empty()) return absl::OkStatus();
+  if (options.label_loss != LossOptions::kSoftmaxCrossEntropy) {
+    return Invalid("topk_teachers", "name classes; want the softmax cross-entropy as label loss");
+  }
+  if (options.teacher_loss != LossOptions::kSoftCrossEntropy &&
+      options.teacher_loss != LossOptions::kKlTeacherStudent) {
+    return Invalid("teacher_loss",
+                   "needs what teachers say of every class, and some name a few only "
+                   "(topk_teachers); want the soft cross-entropy or KL(teacher || student)");
+  }
+  if (options.teacher_average != LossOptions::kProbabilities) {
+    return Invalid("teacher_average",
+                   "is of logits, which topk_teachers do not give; want probabilities");
+  }
+  for (size_t t = 0; t < inputs.topk_teachers.size(); ++t) {
+    const TopKTeacher& teacher = inputs.topk_teachers[t];
+    if (teacher.k < 1 || teacher.k > inputs.classes) {
+      return Invalid("topk_teachers",
+                     absl::StrCat(t, ": k is ", teacher.k, "; want 1 to ", inputs.classes));
+    }
+    const bool complete = teacher.index != nullptr && teacher.value != nullptr &&
+                          (teacher.tail != nullptr || teacher.k == inputs.classes);
+    if (inputs.rows > 0 && !complete) {
+      return Invalid("topk_teachers", absl::StrCat(t, ": index, value or tail is null"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+// How far from 1 probabilities may add up to: 16-bit floats have been rounded.
+constexpr double kMassTolerance = 1e-2;
+
+// What is wrong with a row of a teacher; empty if nothing. `seen` has a place for each class, none
+// of which holds `stamp` yet.
+std::string WrongInRow(const TopKTeacher& teacher, int64_t row, int64_t classes, int32_t stamp,
+                       std::vector<int32_t>* seen) {
+  double mass = 0;
+  for (int64_t i = row * teacher.k; i < (row + 1) * teacher.k; ++i) {
+    const int32_t c = teacher.index[i];
+    if (c < 0 || c >= classes) {
+      return absl::StrCat("has the index ", c, "; want 0 to ", classes - 1);
+    }
+    if ((*seen)[c] == stamp) return absl::StrCat("names class ", c, " twice");
+    (*seen)[c] = stamp;
+    if (!(teacher.value[i] >= 0 && std::isfinite(teacher.value[i]))) {
+      return absl::StrCat("has the value ", teacher.value[i], "; want a probability");
+    }
+    mass += teacher.value[i];
+  }
+  if (teacher.k < classes) {
+    const float tail = teacher.tail[row];
+    if (!(tail >= 0 && std::isfinite(tail))) {
+      return absl::StrCat("has the tail mass ", tail, "; want a probability");
+    }
+    mass += tail;
+  }
+  if (std::abs(mass - 1) > kMassTolerance) {
+    return absl::StrCat("has values and tail that add up to ", mass, "; want 1");
+  }
+  return "";
+}
+
+absl::Status ValidateTopKValues(const LossInputs& inputs, int threads) {
+  for (size_t t = 0; t < inputs.topk_teachers.size(); ++t) {
+    const TopKTeacher& teacher = inputs.topk_teachers[t];
+    std::vector<std::string> wrong(inputs.rows);
+    const int64_t grain = 1 + kElementsPerThread / teacher.k;
+    ParallelFor(threads, inputs.rows, grain, [&](int64_t begin, int64_t end) {
+      std::vector<int32_t> seen(inputs.classes, -1);
+      for (int64_t row = begin; row < end; ++row) {
+        wrong[row] =
+            WrongInRow(teacher, row, inputs.classes, static_cast<int32_t>(row - begin), &seen);
+      }
+    });
+    for (int64_t row = 0; row < inputs.rows; ++row) {
+      if (wrong[row].empty()) continue;
+      return Invalid("topk_teachers", absl::StrCat(t, ": row ", row, " ", wrong[row]));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ValidateLabels(const LossInputs& inputs) {
   for (int64_t row = 0; row < inputs.rows; ++row) {
     const int64_t label = inputs.labels[row];
@@ -58,7 +142,7 @@ absl::Status ValidateLoss(const LossOptions& options, const LossInputs& inputs) 
   }
   if (!std::isfinite(inputs.gradient_scale)) return Invalid("gradient_scale", "is not finite");
   if (inputs.teacher_weight > 0) {
-    if (inputs.teachers.empty()) {
+    if (inputs.teachers.empty() && inputs.topk_teachers.empty()) {
       return Invalid("teacher_weight", absl::StrCat("is ", inputs.teacher_weight,
                                                     " but there are no teachers; want 0"));
     }
@@ -68,6 +152,7 @@ absl::Status ValidateLoss(const LossOptions& options, const LossInputs& inputs) 
                      "needs probabilities, which the squared error as label loss does not have; "
                      "want the squared error of logits");
     }
+    CODISTILL_RETURN_IF_ERROR(ValidateTopK(options, inputs));
   }
   if (inputs.rows == 0) return absl::OkStatus();
   if (inputs.logits == nullptr) return Invalid("logits", "is null");
@@ -84,6 +169,7 @@ absl::Status ComputeLossCpu(const LossOptions& options, const LossInputs& inputs
   CODISTILL_RETURN_IF_ERROR(ValidateLoss(options, inputs));
   const bool softmax = options.label_loss == LossOptions::kSoftmaxCrossEntropy;
   if (softmax) CODISTILL_RETURN_IF_ERROR(ValidateLabels(inputs));
+  if (inputs.teacher_weight > 0) CODISTILL_RETURN_IF_ERROR(ValidateTopKValues(inputs, threads));
 
   const int64_t block_rows = softmax ? 1 : std::max<int64_t>(1, kBlockElements / inputs.classes);
   const int64_t blocks = (inputs.rows + block_rows - 1) / block_rows;

@@ -357,6 +357,10 @@ absl::Status LaunchLoss(const LossOptions& options, const LossInputs& inputs, fl
         "loss: on CUDA only the softmax cross-entropy is available as label loss");
   }
   const bool teach = inputs.teacher_weight > 0;
+  if (teach && !inputs.topk_teachers.empty()) {
+    return absl::UnimplementedError(
+        "loss: topk_teachers: on CUDA teachers must give all their logits");
+  }
   if (teach && inputs.teachers.size() > kMaxCudaTeachers) {
     return absl::InvalidArgumentError(absl::StrCat("loss: teachers: ", inputs.teachers.size(),
                                                    " given; at most ", kMaxCudaTeachers,

@@ -20,6 +20,17 @@
 //   KL(student || teacher)     T^2 sum_c p_c log(p_c / q_c)
 //   squared error of logits   mean_c of (z_c - mean_k t_kc)^2 / 2, T and the kind of average being
 //                             without effect
+// A teacher may also name its k most likely classes, q_1 to q_k, and what all others have together,
+// t. The others are then one alternative more, with P = sum of p over them; within it the teacher
+// has no say, so that its tail is spread as the student's own is:
+//   soft cross-entropy        -T^2 (sum_c q_c log p_c + t log P)
+//   KL(teacher || student)     T^2 (sum_c q_c log(q_c / p_c) + t log(t / P))
+//   gradient (of both)         T (p_c - q_c) for a class named, T p_c (1 - t / P) for another
+// Several such teachers, or some of either kind, count by the mean of their psi. For the soft
+// cross-entropy that is the psi of the average teacher, because it is linear in q: the gradients'
+// mean is p less the mean of the q, each with its tail spread. The divergence of the average is
+// less than the average divergence, by what does not depend on the student: the gradient is the
+// same.
 // When phi is the sigmoid cross-entropy, every class is a binary decision of its own: p and q are
 // sigmoids, the sums run over the two outcomes, and psi is the mean over classes.
 
@@ -53,6 +64,16 @@ struct LossOptions {
   TeacherAverage teacher_average = kProbabilities;
 };
 
+// A teacher that names k classes a row. Arrays are row-major and owned by the caller. Values and
+// tail at temperature T, each finite and not negative, together 1 within 1e-2 (they are divided by
+// their sum).
+struct TopKTeacher {
+  const int32_t* index = nullptr;  // [rows, k], each in [0, classes), all of a row different
+  const float* value = nullptr;    // [rows, k], their probabilities
+  const float* tail = nullptr;     // [rows], of all other classes; not read where k = classes
+  int64_t k = 0;                   // 1 to classes
+};
+
 // Arrays are row-major and owned by the caller.
 struct LossInputs {
   int64_t rows = 0;               // may be 0
@@ -63,6 +84,9 @@ struct LossInputs {
   const float* targets = nullptr;   // [rows, classes]
   // Logits of the teachers, [rows, classes] each; none, one or more.
   absl::Span<const float* const> teachers;
+  // More teachers, for kSoftmaxCrossEntropy with kSoftCrossEntropy or kKlTeacherStudent and the
+  // average kProbabilities.
+  absl::Span<const TopKTeacher> topk_teachers;
   // 0 switches psi off: teachers are then not even read, and every result is bit for bit that of a
   // call without teachers. Above 0 there must be a teacher.
   float teacher_weight = 0;
@@ -93,12 +117,13 @@ struct LossOutputs {
 
 // Computes on the processor, with the widest vectors it has, on up to `threads` threads. All
 // results are the same for any number of threads (on one kind of processor). INVALID_ARGUMENT names
-// what is wrong with the options or inputs; for a label out of range its row and value. Nothing is
-// written on error. Thread-safe.
+// what is wrong with the options or inputs; for a label out of range its row and value, for a top-k
+// teacher its number, row and what is wrong there. Nothing is written on error. Thread-safe.
 absl::Status ComputeLossCpu(const LossOptions& options, const LossInputs& inputs,
                             LossOutputs* outputs, int threads);
 
-// The checks of ComputeLossCpu but for the labels' values, shared with the CUDA twin.
+// The checks of ComputeLossCpu but for the labels' and top-k teachers' values, shared with the CUDA
+// twin.
 absl::Status ValidateLoss(const LossOptions& options, const LossInputs& inputs);
 
 }  // namespace codistill

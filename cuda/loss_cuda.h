@@ -7,8 +7,9 @@
 //   CODISTILL_RETURN_IF_ERROR(FinishLoss(inputs, workspace, stream, &outputs));
 //
 // Differs from ComputeLossCpu in this: only kSoftmaxCrossEntropy, at most kMaxCudaTeachers
-// teachers, and labels are checked on the device, so that a bad one is reported by FinishLoss.
-// Results are the same from run to run on one kind of device, and those of the CPU up to rounding.
+// teachers, all with all their logits (topk_teachers are refused), and labels are checked on the
+// device, so that a bad one is reported by FinishLoss. Results are the same from run to run on one
+// kind of device, and those of the CPU up to rounding.
 
 #ifndef CODISTILL_CUDA_LOSS_CUDA_H_
 #define CODISTILL_CUDA_LOSS_CUDA_H_
@@ -30,8 +31,8 @@ size_t CudaLossWorkspaceBytes(int64_t rows);
 // pointers in `inputs` are to device memory, but for the array of teachers itself, which is read
 // before this returns. `gradient` is [rows, classes] in device memory, null for the sums alone, or
 // the logits themselves. INVALID_ARGUMENT, naming the field, for bad options or inputs;
-// UNIMPLEMENTED for other label losses; INTERNAL, with CUDA's name for the error, when the launch
-// fails.
+// UNIMPLEMENTED for other label losses and for topk_teachers; INTERNAL, with CUDA's name for the
+// error, when the launch fails.
 absl::Status LaunchLoss(const LossOptions& options, const LossInputs& inputs, float* gradient,
                         void* workspace, void* stream);
 

@@ -73,6 +73,42 @@ double Distill(LossOptions::TeacherLoss kind, double temperature, const Row& log
   return t2 * loss;
 }
 
+// psi of a teacher that names k classes, row r, as a loss over those and one bucket more; adds its
+// derivatives by z to `gradient`.
+double DistillTopK(LossOptions::TeacherLoss kind, double temperature, const Row& log_p,
+                   const TopKTeacher& teacher, int64_t r, Row* gradient) {
+  Row q(log_p.size(), -1);  // -1: not named
+  double mass = 0;
+  for (int64_t i = r * teacher.k; i < (r + 1) * teacher.k; ++i) {
+    q[teacher.index[i]] = teacher.value[i];
+    mass += teacher.value[i];
+  }
+  const bool has_tail = teacher.k < static_cast<int64_t>(log_p.size());
+  double tail = has_tail ? teacher.tail[r] : 0;
+  mass += tail;
+  tail /= mass;
+  Row log_others;
+  for (size_t c = 0; c < log_p.size(); ++c) {
+    if (q[c] < 0) log_others.push_back(log_p[c]);
+    if (q[c] > 0) q[c] /= mass;
+  }
+  const double log_tail = has_tail ? LogSumExp(log_others) : 0;
+  double loss = -tail * log_tail;
+  const bool divergence = kind == LossOptions::kKlTeacherStudent;
+  if (divergence && tail > 0) loss += tail * std::log(tail);
+  for (size_t c = 0; c < log_p.size(); ++c) {
+    const double p = std::exp(log_p[c]);
+    if (q[c] < 0) {
+      (*gradient)[c] += temperature * (p - tail * std::exp(log_p[c] - log_tail));
+      continue;
+    }
+    (*gradient)[c] += temperature * (p - q[c]);
+    loss -= q[c] * log_p[c];
+    if (divergence && q[c] > 0) loss += q[c] * std::log(q[c]);
+  }
+  return temperature * temperature * loss;
+}
+
 double SquaredError(const Row& z, const Row& target, Row* gradient) {
   double loss = 0;
   for (size_t c = 0; c < z.size(); ++c) {
@@ -135,8 +171,20 @@ ReferenceLoss ComputeLossReference(const LossOptions& options, const LossInputs&
         } else {
           for (const Row& teacher : teachers) log_q.push_back(LogSoftmax(Divided(teacher, T)));
         }
-        teacher_loss = Distill(options.teacher_loss, T, LogSoftmax(Divided(z, T)),
-                               LogMeanExp(log_q), &teacher_gradient);
+        const Row log_p = LogSoftmax(Divided(z, T));
+        const double dense = static_cast<double>(teachers.size());
+        const double all = dense + static_cast<double>(inputs.topk_teachers.size());
+        if (!teachers.empty()) {
+          teacher_loss =
+              dense / all *
+              Distill(options.teacher_loss, T, log_p, LogMeanExp(log_q), &teacher_gradient);
+        }
+        for (double& value : teacher_gradient) value *= dense;
+        for (const TopKTeacher& teacher : inputs.topk_teachers) {
+          teacher_loss +=
+              DistillTopK(options.teacher_loss, T, log_p, teacher, r, &teacher_gradient) / all;
+        }
+        for (double& value : teacher_gradient) value /= all;
       } else {
         for (int64_t c = 0; c < classes; ++c) {
           std::vector<Row> log_q;

@@ -21,6 +21,7 @@
 #include "hwy/foreach_target.h"
 // foreach_target.h must come first.
 #include "cuda/row_softmax-inl.h"
+#include "cuda/topk_teachers-inl.h"
 #include "hwy/aligned_allocator.h"
 #include "hwy/cache_control.h"
 #include "hwy/contrib/math/math-inl.h"
@@ -48,7 +49,8 @@ class SoftmaxKernel {
       : work_(work),
         options_(*work.options),
         n_(work.inputs->classes),
-        inverse_t_(1.0 / options_.temperature) {
+        inverse_t_(1.0 / options_.temperature),
+        top_k_(work) {
     const size_t count = work.inputs->teachers.size();
     squared_ = work.teach && options_.teacher_loss == LossOptions::kSquaredErrorLogits;
     matches_probabilities_ =
@@ -63,7 +65,7 @@ class SoftmaxKernel {
                    (!work.teach || options_.temperature == 1);
     for (Row& row : rows_) {
       row.student.emplace_back(1.0f, n_);
-      if (softmaxes > 0 && options_.temperature != 1)
+      if ((softmaxes > 0 || top_k_.size() > 0) && options_.temperature != 1)
         row.warm.emplace_back(options_.temperature, n_);
       for (size_t k = 0; k < softmaxes; ++k) row.teachers.emplace_back(options_.temperature, n_);
       if (!interleaved_) break;  // the gradient of a row is then written before the next begins
@@ -172,6 +174,15 @@ class SoftmaxKernel {
 
   double Psi(int64_t r, Row* row) {
     const double t2 = static_cast<double>(options_.temperature) * options_.temperature;
+    if (top_k_.size() == 0) return DensePsi(r, row, t2);
+    // The mean over all teachers, those with all their logits counting each as one.
+    const double dense = static_cast<double>(row->teachers.size());
+    const double others = t2 * top_k_.Take(r, row->z, &Warm(row));
+    const double all = dense + static_cast<double>(top_k_.size());
+    return ((dense > 0 ? dense * DensePsi(r, row, t2) : 0) + others) / all;
+  }
+
+  double DensePsi(int64_t r, Row* row, double t2) {
     switch (options_.teacher_loss) {
       case LossOptions::kSoftCrossEntropy:
         return t2 * CrossEntropy(row);
@@ -308,13 +319,29 @@ class SoftmaxKernel {
     const double weight_t = weight * options_.temperature;
     RowSoftmax& student = row->student[0];
     terms_.clear();
-    const double share = 1 + (matches_probabilities_ && row->warm.empty() ? weight_t : 0);
+    const double factor = top_k_.size() > 0 ? top_k_.Factor() : 1;
+    double share = 1;
+    if (top_k_.size() > 0 && top_k_.extreme()) {
+      WriteExactly(row, weight_t);
+      return StartGradient(r);
+    }
+    if (matches_probabilities_ && row->warm.empty()) share = AwayFromZero(1 + weight_t * factor);
+    if (top_k_.size() > 0 && row->warm.empty()) {
+      MoveNamed(&student, 1, weight_t, share);
+    }
     // Instead of treating the label's element apart, the exponential behind it is moved.
     student.exps()[row->label] -= static_cast<float>((1 - smoothing) * student.sum() / share);
     AddTerm(student.exps(), share / student.sum());
     if (matches_probabilities_) {
-      for (RowSoftmax& warm : row->warm) AddTerm(warm.exps(), weight_t / warm.sum());
-      const double teachers = static_cast<double>(row->teachers.size());
+      for (RowSoftmax& warm : row->warm) {
+        double warm_share = weight_t;
+        if (top_k_.size() > 0) {
+          warm_share = AwayFromZero(weight_t * factor);
+          MoveNamed(&warm, 0, weight_t, warm_share);
+        }
+        AddTerm(warm.exps(), warm_share / warm.sum());
+      }
+      const double teachers = static_cast<double>(row->teachers.size() + top_k_.size());
       for (RowSoftmax& teacher : row->teachers) {
         AddTerm(teacher.exps(), -weight_t / (teachers * teacher.sum()));
       }
@@ -326,11 +353,49 @@ class SoftmaxKernel {
       Accumulate(terms_[1].values, terms_[1].scale, terms_[i].values, terms_[i].scale);
       terms_[1].scale = 1;
     }
+    StartGradient(r);
+  }
+
+  void StartGradient(int64_t r) {
     const Term none = {nullptr, 0};
+    const double smoothing = options_.label_smoothing, classes = static_cast<double>(n_);
     gradient_.Start(terms_[0], terms_.size() > 1 ? terms_[1] : none,
                     static_cast<float>(work_.row_scale * smoothing / classes),
                     static_cast<float>(work_.row_scale), work_.gradient + r * n_, n_,
                     work_.bypass_cache);
+  }
+
+  // A share by which exponentials can be divided. What is changed of the gradient is far below its
+  // rounding.
+  static double AwayFromZero(double share) {
+    return std::abs(share) < 1e-12 ? std::copysign(1e-12, share) : share;
+  }
+
+  // Moves the exponentials of the classes that top-k teachers name, so that times share / sum they
+  // are (own + weight_t factor_c) p_c - weight_t q_c.
+  void MoveNamed(RowSoftmax* softmax, double own, double weight_t, double share) const {
+    float* exps = softmax->exps();
+    const double sum = softmax->sum();
+    top_k_.ForNamed([&](int32_t c, double factor, double q) {
+      exps[c] =
+          static_cast<float>(((own + weight_t * factor) * exps[c] - weight_t * q * sum) / share);
+    });
+  }
+
+  // The row's gradient before smoothing, in place of the student's exponentials.
+  void WriteExactly(Row* row, double weight_t) {
+    RowSoftmax& student = row->student[0];
+    float* exps = student.exps();
+    const double teachers = static_cast<double>(row->teachers.size() + top_k_.size());
+    for (int64_t c = 0; c < n_; ++c) {
+      double psi = top_k_.Exact(c);
+      for (const RowSoftmax& teacher : row->teachers) {
+        psi -= teacher.exps()[c] / (teachers * teacher.sum());
+      }
+      exps[c] = static_cast<float>(exps[c] / student.sum() + weight_t * psi);
+    }
+    exps[row->label] -= static_cast<float>(1 - options_.label_smoothing);
+    AddTerm(exps, 1);
   }
 
   void AddTerm(float* values, double scale) {
@@ -358,6 +423,7 @@ class SoftmaxKernel {
   bool interleaved_ = false;            // walk two runs along with walk one of the next row
   Row rows_[2];
   Scratch mean_, extra_;
+  TopKTeachers top_k_;
   std::vector<Term> terms_;
   GradientWriter gradient_;
 };
