@@ -87,26 +87,6 @@ std::string WrongInRow(const TopKTeacher& teacher, int64_t row, int64_t classes,
   return "";
 }
 
-absl::Status ValidateTopKValues(const LossInputs& inputs, int threads) {
-  for (size_t t = 0; t < inputs.topk_teachers.size(); ++t) {
-    const TopKTeacher& teacher = inputs.topk_teachers[t];
-    std::vector<std::string> wrong(inputs.rows);
-    const int64_t grain = 1 + kElementsPerThread / teacher.k;
-    ParallelFor(threads, inputs.rows, grain, [&](int64_t begin, int64_t end) {
-      std::vector<int32_t> seen(inputs.classes, -1);
-      for (int64_t row = begin; row < end; ++row) {
-        wrong[row] =
-            WrongInRow(teacher, row, inputs.classes, static_cast<int32_t>(row - begin), &seen);
-      }
-    });
-    for (int64_t row = 0; row < inputs.rows; ++row) {
-      if (wrong[row].empty()) continue;
-      return Invalid("topk_teachers", absl::StrCat(t, ": row ", row, " ", wrong[row]));
-    }
-  }
-  return absl::OkStatus();
-}
-
 absl::Status ValidateLabels(const LossInputs& inputs) {
   for (int64_t row = 0; row < inputs.rows; ++row) {
     const int64_t label = inputs.labels[row];
@@ -164,12 +144,34 @@ absl::Status ValidateLoss(const LossOptions& options, const LossInputs& inputs) 
   return absl::OkStatus();
 }
 
+absl::Status CheckTopKTeacher(const TopKTeacher& teacher, int64_t rows, int64_t classes,
+                              int threads) {
+  std::vector<std::string> wrong(rows);
+  const int64_t grain = 1 + kElementsPerThread / std::max<int64_t>(1, teacher.k);
+  ParallelFor(threads, rows, grain, [&](int64_t begin, int64_t end) {
+    std::vector<int32_t> seen(classes, -1);
+    for (int64_t row = begin; row < end; ++row) {
+      wrong[row] = WrongInRow(teacher, row, classes, static_cast<int32_t>(row - begin), &seen);
+    }
+  });
+  for (int64_t row = 0; row < rows; ++row) {
+    if (!wrong[row].empty()) {
+      return absl::InvalidArgumentError(absl::StrCat("row ", row, " ", wrong[row]));
+    }
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ComputeLossCpu(const LossOptions& options, const LossInputs& inputs,
                             LossOutputs* outputs, int threads) {
   CODISTILL_RETURN_IF_ERROR(ValidateLoss(options, inputs));
   const bool softmax = options.label_loss == LossOptions::kSoftmaxCrossEntropy;
   if (softmax) CODISTILL_RETURN_IF_ERROR(ValidateLabels(inputs));
-  if (inputs.teacher_weight > 0) CODISTILL_RETURN_IF_ERROR(ValidateTopKValues(inputs, threads));
+  for (size_t t = 0; inputs.teacher_weight > 0 && t < inputs.topk_teachers.size(); ++t) {
+    CODISTILL_RETURN_IF_ERROR(
+        Annotate(CheckTopKTeacher(inputs.topk_teachers[t], inputs.rows, inputs.classes, threads),
+                 absl::StrCat("loss: topk_teachers ", t)));
+  }
 
   const int64_t block_rows = softmax ? 1 : std::max<int64_t>(1, kBlockElements / inputs.classes);
   const int64_t blocks = (inputs.rows + block_rows - 1) / block_rows;

@@ -126,6 +126,11 @@ absl::Status ComputeLossCpu(const LossOptions& options, const LossInputs& inputs
 // twin.
 absl::Status ValidateLoss(const LossOptions& options, const LossInputs& inputs);
 
+// Whether every row of a top-k teacher with complete arrays is as said above; names the first that
+// is not. ComputeLossCpu checks this too, so that only those call it who want to know earlier.
+absl::Status CheckTopKTeacher(const TopKTeacher& teacher, int64_t rows, int64_t classes,
+                              int threads = 1);
+
 }  // namespace codistill
 
 #endif  // CODISTILL_CUDA_LOSS_H_

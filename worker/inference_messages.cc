@@ -1,24 +1,22 @@
 #include "worker/inference_messages.h"
 
-#include <cstring>
 #include <utility>
 
 #include "absl/status/status.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "common/base/status.h"
 #include "common/model/inputs.h"
 #include "common/rpc/frame.h"
 #include "proto/open_inference.pb.h"
 #include "worker/external_answer.h"
+#include "worker/output_reader.h"
 
 namespace codistill {
 namespace {
 
 constexpr int kRawInputField = 7;   // ModelInferRequest.raw_input_contents
 constexpr int kRawOutputField = 6;  // ModelInferResponse.raw_output_contents
-constexpr char kLogits[] = "logits";
 
 using inference::ModelInferRequest;
 using inference::ModelInferResponse;
@@ -30,6 +28,18 @@ void AddInput(const std::string& name, const Tensor& tensor, ModelInferRequest* 
   input->set_datatype(std::string(DataTypeName(tensor.dtype())));
   for (int64_t dimension : tensor.shape()) input->add_shape(dimension);
   payloads->push_back({tensor.data(), tensor.bytes(), tensor.owner()});
+}
+
+// Servers give logits as FP32 to those who do not say otherwise.
+void AddFormat(const AnswerFormat& format, ModelInferRequest* request) {
+  auto& parameters = *request->mutable_parameters();
+  if (format.dtype != DT_FLOAT) {
+    parameters["format"].set_string_param(std::string(DataTypeName(format.dtype)));
+  }
+  if (format.top_k > 0) {
+    parameters["top_k"].set_int64_param(format.top_k);
+    parameters["temperature"].set_double_param(format.temperature);
+  }
 }
 
 // An integer parameter, however the server chose to write it.
@@ -53,75 +63,17 @@ int64_t IntParameter(const ModelInferResponse& response, const char* name) {
   }
 }
 
-// Takes outputs out of a response.
-class OutputReader {
- public:
-  OutputReader(const ModelInferResponse& response, const DecodedPayload& payload)
-      : response_(response), payload_(payload) {}
-
-  absl::StatusOr<int> Find(const std::string& name) const {
-    std::vector<std::string> names;
-    for (int i = 0; i < response_.outputs_size(); ++i) {
-      if (response_.outputs(i).name() == name) return i;
-      names.push_back(response_.outputs(i).name());
-    }
-    return absl::InvalidArgumentError(absl::StrCat(
-        "the answer has no output \"", name, "\"; it has [", absl::StrJoin(names, ", "), "]"));
-  }
-
-  absl::StatusOr<Tensor> Read(int index, std::vector<int64_t> shape) const {
-    const auto& output = response_.outputs(index);
-    if (output.datatype() != DataTypeName(DT_FLOAT)) {
-      return absl::InvalidArgumentError(absl::StrCat("output \"", output.name(), "\" is ",
-                                                     output.datatype(), "; FP32 is expected"));
-    }
-    Tensor tensor = Tensor::Allocate(DT_FLOAT, std::move(shape));
-    // The protocol has two forms of contents: raw bytes for all outputs, or typed lists in each.
-    if (payload_.count() == 0 && output.has_contents()) {
-      const auto& values = output.contents().fp32_contents();
-      if (values.size() != tensor.elements()) {
-        return LengthError(output.name(), values.size() * sizeof(float), tensor.bytes());
-      }
-      std::memcpy(tensor.data(), values.data(), tensor.bytes());
-      return tensor;
-    }
-    if (index >= payload_.count()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("the answer declares ", response_.outputs_size(), " outputs and brings ",
-                       payload_.count(), " raw contents; \"", output.name(), "\" has none"));
-    }
-    if (payload_.size(index) != tensor.bytes()) {
-      return LengthError(output.name(), payload_.size(index), tensor.bytes());
-    }
-    payload_.CopyTo(index, tensor.data());
-    return tensor;
-  }
-
- private:
-  static absl::Status LengthError(const std::string& name, size_t got, size_t wanted) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("output \"", name, "\" has ", got, " bytes where its shape takes ", wanted));
-  }
-
-  const ModelInferResponse& response_;
-  const DecodedPayload& payload_;
-};
-
-std::vector<int64_t> ShapeOf(const ModelInferResponse::InferOutputTensor& output) {
-  return {output.shape().begin(), output.shape().end()};
-}
-
-// [..., num_outputs] with rows x num_outputs values in all; a single output may leave its dimension
-// out.
-absl::Status CheckLogitsShape(const std::vector<int64_t>& shape, int64_t rows, int64_t outputs) {
-  const bool ends_right = outputs == 1 || (!shape.empty() && shape.back() == outputs);
-  if (ends_right && ElementCount(shape) == rows * outputs) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat("output \"", kLogits, "\" has the shape ",
-                                                 ShapeString(shape), "; ",
-                                                 ShapeString({rows, outputs}), " is expected"));
-}
-
 }  // namespace
+
+AnswerFormat AnswerFormatOf(const CodistillationConfig& config) {
+  AnswerFormat format;
+  format.dtype = config.teacher_dtype();
+  if (config.teacher_output() == CodistillationConfig::TOP_K) {
+    format.top_k = config.top_k();
+    format.temperature = config.temperature();
+  }
+  return format;
+}
 
 grpc::ByteBuffer EncodeQuestion(const InferenceQuestion& question) {
   ModelInferRequest request;
@@ -134,6 +86,7 @@ grpc::ByteBuffer EncodeQuestion(const InferenceQuestion& question) {
     (*request.mutable_parameters())["max_staleness_steps"].set_int64_param(
         question.max_staleness_steps);
   }
+  if (!dialect.external()) AddFormat(question.format, &request);
   for (int i = 0; i < question.config->inputs_size(); ++i) {
     AddInput(dialect.inputs.empty() ? question.config->inputs(i).name() : dialect.inputs[i],
              question.batch->inputs[i], &request, &payloads);
@@ -169,21 +122,18 @@ absl::StatusOr<InferenceAnswer> DecodeAnswer(grpc::ByteBuffer* buffer,
   const OutputReader reader(response, payload);
   InferenceAnswer answer;
 
-  CODISTILL_ASSIGN_OR_RETURN(const int logits, reader.Find(kLogits));
-  CODISTILL_RETURN_IF_ERROR(CheckLogitsShape(ShapeOf(response.outputs(logits)),
-                                             question.batch->rows, config.num_outputs()));
-  CODISTILL_ASSIGN_OR_RETURN(answer.logits,
-                             reader.Read(logits, {question.batch->rows, config.num_outputs()}));
-
+  const AnswerFormat& format = question.format;
+  const int64_t rows = question.batch->rows;
+  if (format.top_k > 0) {
+    CODISTILL_ASSIGN_OR_RETURN(answer.top_k,
+                               reader.TopK(rows, config.num_outputs(), format.top_k, format.dtype));
+  } else {
+    CODISTILL_ASSIGN_OR_RETURN(answer.logits,
+                               reader.Logits(rows, config.num_outputs(), format.dtype));
+  }
   for (const RecurrentState& state : config.states()) {
-    CODISTILL_ASSIGN_OR_RETURN(const int index, reader.Find(state.name()));
-    const std::vector<int64_t> shape = StateShape(state, question.batch->examples);
-    if (ShapeOf(response.outputs(index)) != shape) {
-      return absl::InvalidArgumentError(absl::StrCat("output \"", state.name(), "\" has the shape ",
-                                                     ShapeString(ShapeOf(response.outputs(index))),
-                                                     "; ", ShapeString(shape), " is expected"));
-    }
-    CODISTILL_ASSIGN_OR_RETURN(Tensor value, reader.Read(index, shape));
+    CODISTILL_ASSIGN_OR_RETURN(
+        Tensor value, reader.Floats(state.name(), StateShape(state, question.batch->examples)));
     answer.states.push_back(std::move(value));
   }
 

@@ -32,6 +32,16 @@ struct TeacherDialect {
   bool external() const { return !codistill_server || probabilities || output != "logits"; }
 };
 
+// What a teacher of ours is asked to answer with; others answer what they have.
+struct AnswerFormat {
+  DataType dtype = DT_FLOAT;  // as which logits or top-k values travel; DT_INT8: logits only
+  int64_t top_k = 0;          // 0 = all logits
+  double temperature = 1;     // of top-k values
+};
+
+// What codistillation.teacher_output, top_k and teacher_dtype say.
+AnswerFormat AnswerFormatOf(const CodistillationConfig& config);
+
 struct InferenceQuestion {
   std::shared_ptr<const TeacherDialect> dialect;
   std::shared_ptr<const ModelConfig> config;
@@ -39,13 +49,15 @@ struct InferenceQuestion {
   // By index in config.states; an empty vector stands for zeros. Models without states: empty.
   std::vector<Tensor> states;
   int64_t max_staleness_steps = -1;  // negative: not asked for
+  AnswerFormat format;
 };
 
 // The request's bytes. The tensors' bytes are not copied; the buffer shares their ownership.
 grpc::ByteBuffer EncodeQuestion(const InferenceQuestion& question);
 
 struct InferenceAnswer {
-  Tensor logits;               // [rows, num_outputs] fp32
+  Tensor logits;               // [rows, num_outputs] fp32; empty where
+  TopKPrediction top_k;        // was asked for
   std::vector<Tensor> states;  // by index in config.states
   // Of the weights that answered and of their group; 0 where the server does not say (servers that
   // are not ours: a frozen teacher has no steps).
@@ -56,9 +68,11 @@ struct InferenceAnswer {
   int64_t staleness_steps() const { return latest_step > step ? latest_step - step : 0; }
 };
 
-// Parses an answer to `question`: output "logits" with rows x num_outputs values, and every
-// recurrent state by name. Copies each tensor once. INVALID_ARGUMENT names the output that is
-// missing or has another type, shape or length than it must.
+// Parses an answer to `question`: output "logits" with rows x num_outputs values, or the top-k
+// outputs, in the format that was asked for, and every recurrent state by name. Copies each tensor
+// once, 16-bit floats and scaled integers as fp32. INVALID_ARGUMENT names the output that is
+// missing or has another type, shape or length than it must, or the row of top-k that is no
+// distribution.
 absl::StatusOr<InferenceAnswer> DecodeAnswer(grpc::ByteBuffer* buffer,
                                              const InferenceQuestion& question);
 

@@ -43,4 +43,13 @@ LossOptions LossOptionsOf(const JobConfig& job) {
   return options;
 }
 
+TopKTeacher TopKTeacherOf(const TopKPrediction& prediction) {
+  TopKTeacher teacher;
+  teacher.index = prediction.index.As<int32_t>().data();
+  teacher.value = prediction.value.As<float>().data();
+  teacher.tail = prediction.tail.As<float>().data();
+  teacher.k = prediction.index.shape()[1];
+  return teacher;
+}
+
 }  // namespace codistill

@@ -3,6 +3,7 @@
 
 #include "cuda/loss.h"
 #include "proto/job.pb.h"
+#include "worker/teacher_source.h"
 
 namespace codistill {
 
@@ -11,6 +12,9 @@ LossOptions LossOptionsOf(const JobConfig& job);
 
 // What a validation loss is: the label loss alone, without smoothing.
 LossOptions LabelLossOptionsOf(const JobConfig& job);
+
+// A teacher as the kernel takes it; valid as long as the prediction.
+TopKTeacher TopKTeacherOf(const TopKPrediction& prediction);
 
 }  // namespace codistill
 

@@ -361,11 +361,11 @@ absl::Status StepComputer::TakePredictions(const BatchPipeline::Step& step) {
   options_.progress->SetTeachers(counters);
   CODISTILL_RETURN_IF_ERROR(predictions);
   options_.progress->SetState(
-      "training", predictions->logits.empty()
+      "training", predictions->teachers() == 0
                       ? absl::StrCat("step ", number, " goes on without teachers",
                                      counters.last_error.empty() ? "" : ": ", counters.last_error)
-                      : absl::StrCat("step ", number, " with ", predictions->logits.size(),
-                                     predictions->logits.size() == 1 ? " teacher" : " teachers"));
+                      : absl::StrCat("step ", number, " with ", predictions->teachers(),
+                                     predictions->teachers() == 1 ? " teacher" : " teachers"));
   predictions_ = *std::move(predictions);
   return absl::OkStatus();
 }
@@ -379,12 +379,18 @@ absl::StatusOr<StepComputer::Loss> StepComputer::ComputeLoss(const BatchPipeline
   if (!step.batch.labels.empty()) inputs.labels = step.batch.labels.As<int64_t>().data();
   if (!step.batch.targets.empty()) inputs.targets = step.batch.targets.As<float>().data();
   std::vector<const float*> teachers;
+  std::vector<TopKTeacher> topk_teachers;
   if (predictions_.has_value()) {
     const std::vector<Tensor>& all = predictions_->logits;
     for (const Tensor& tensor : all) teachers.push_back(tensor.As<float>().data());
+    for (const TopKPrediction& top_k : predictions_->top_k) {
+      topk_teachers.push_back(TopKTeacherOf(top_k));
+    }
   }
   inputs.teachers = teachers;
-  inputs.teacher_weight = teachers.empty() ? 0 : step.assignment.teacher_weight();
+  inputs.topk_teachers = topk_teachers;
+  const bool taught = !teachers.empty() || !topk_teachers.empty();
+  inputs.teacher_weight = taught ? step.assignment.teacher_weight() : 0;
   if (gradient_.empty() || gradient_.shape() != logits.values.shape()) {
     gradient_ = Tensor::Allocate(DT_FLOAT, logits.values.shape());
   }
@@ -392,12 +398,15 @@ absl::StatusOr<StepComputer::Loss> StepComputer::ComputeLoss(const BatchPipeline
   LossOutputs outputs;
   outputs.gradient = gradient_.As<float>().data();
   absl::Status status = ComputeLossCpu(loss_options_, inputs, &outputs, threads);
-  if (status.ok() && !outputs.finite && inputs.teacher_weight > 0) {
-    // A teacher that has diverged must not take its students along: the labels alone, if they can.
+  if ((!status.ok() || !outputs.finite) && inputs.teacher_weight > 0) {
+    // A teacher that has diverged, or names classes that make no distribution, must not take its
+    // students along: the labels alone, if they can.
+    const std::string wrong =
+        status.ok() ? "predictions of a teacher are not finite" : std::string(status.message());
     inputs.teacher_weight = 0;
     status = ComputeLossCpu(loss_options_, inputs, &outputs, threads);
-    LOG_IF(WARNING, outputs.finite) << "step " << step.assignment.step()
-                                    << ": predictions of a teacher are not finite; left out";
+    LOG_IF(WARNING, status.ok() && outputs.finite)
+        << "step " << step.assignment.step() << ": " << wrong << "; left out";
   }
   if (!status.ok()) return Annotate(status, absl::StrCat("step ", step.assignment.step()));
   return Loss{outputs.sums, outputs.finite, inputs.teacher_weight > 0};

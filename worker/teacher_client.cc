@@ -41,7 +41,8 @@ struct Question {
   // its hedge.
   std::vector<std::shared_ptr<Attempt>> attempts;
   // Once answered:
-  Tensor logits;
+  Tensor logits;  // one of the two
+  TopKPrediction top_k;
   uint64_t generation = 0;  // of the teacher
   int64_t staleness_steps = 0;
   int64_t answered_at_step = 0;  // of the student
@@ -72,6 +73,7 @@ class TeacherClientImpl : public TeacherClient {
   explicit TeacherClientImpl(Options options)
       : model_(std::make_shared<ModelConfig>(options.model)),
         config_(options.codistillation),
+        format_(AnswerFormatOf(options.codistillation)),
         recurrent_(options.model.states_size() > 0),
         wait_(absl::Milliseconds(TeacherWaitMs(options.codistillation))),
         hedge_after_(config_.hedge_after_ms() > 0 ? absl::Milliseconds(config_.hedge_after_ms())
@@ -136,7 +138,11 @@ class TeacherClientImpl : public TeacherClient {
         missing.push_back(teachers_[i].name);
         continue;
       }
-      predictions.logits.push_back(std::move(question.logits));
+      if (question.top_k.empty()) {
+        predictions.logits.push_back(std::move(question.logits));
+      } else {
+        predictions.top_k.push_back(std::move(question.top_k));
+      }
       predictions.staleness_steps = std::max(predictions.staleness_steps, question.staleness_steps);
       answered_at = std::min(answered_at, question.answered_at_step);
     }
@@ -251,6 +257,7 @@ class TeacherClientImpl : public TeacherClient {
     question.config = model_;
     question.batch = entry->batch;
     question.max_staleness_steps = config_.max_staleness_steps();
+    question.format = format_;
     if (recurrent_) question.states = teacher.chain.Before(*entry->batch);
     auto attempt = std::make_shared<Attempt>();
     attempt->server = server;
@@ -334,6 +341,7 @@ class TeacherClientImpl : public TeacherClient {
       if (!question.answered || entry->passed || question.generation == generation) continue;
       question.answered = false;  // asked again
       question.logits = Tensor();
+      question.top_k = TopKPrediction();
     }
     return true;
   }
@@ -345,7 +353,10 @@ class TeacherClientImpl : public TeacherClient {
     question->generation = answer.generation;
     question->staleness_steps = answer.staleness_steps();
     question->answered_at_step = current_step_;
-    if (!entry->passed) question->logits = std::move(answer.logits);
+    if (!entry->passed) {
+      question->logits = std::move(answer.logits);
+      question->top_k = std::move(answer.top_k);
+    }
     if (recurrent_) teacher->chain.Set(*entry->batch, std::move(answer.states));
   }
 
@@ -429,6 +440,7 @@ class TeacherClientImpl : public TeacherClient {
 
   const std::shared_ptr<const ModelConfig> model_;
   const CodistillationConfig config_;
+  const AnswerFormat format_;
   const bool recurrent_;
   const absl::Duration wait_;
   const absl::Duration hedge_after_;

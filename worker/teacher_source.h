@@ -33,10 +33,22 @@ struct TeacherBatch {
   }
 };
 
+// What one teacher said of the classes it finds likeliest.
+struct TopKPrediction {
+  Tensor index;  // INT32 [rows, k], different classes of [0, num_outputs)
+  Tensor value;  // fp32 [rows, k], their probabilities at codistillation.temperature
+  Tensor tail;   // fp32 [rows], of all other classes together
+
+  bool empty() const { return index.empty(); }
+};
+
 // What the teachers said of one batch.
 struct TeacherPredictions {
-  // [rows, num_outputs] fp32 logits, one a teacher that answered in time; empty = go on without.
+  // Of those that answered in time: [rows, num_outputs] fp32 logits, or the likeliest classes. None
+  // at all = go on without.
   std::vector<Tensor> logits;
+  std::vector<TopKPrediction> top_k;
+  size_t teachers() const { return logits.size() + top_k.size(); }
   // Of the stalest of them: newest step its group had committed when it answered, minus the step of
   // the weights that answered.
   int64_t staleness_steps = 0;

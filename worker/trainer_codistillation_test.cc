@@ -87,6 +87,44 @@ TEST(TrainerTest, ATeacherThatHasDivergedIsLeftOut) {
   EXPECT_FALSE(with.group->pushes()[4].end.used_teacher());
 }
 
+TEST(TrainerTest, ATeacherOfItsLikeliestClassesTeachesTheSame) {
+  // With one class left over the tail is that class: psi is that of all logits.
+  JobConfig job = Job();
+  EnableCodistillation(4, &job);
+  TestWorker dense(job), top_k(job);
+  FixedTeacher all, two;
+  two.top_k = true;
+  dense.teachers = &all;
+  top_k.teachers = &two;
+  ASSERT_TRUE(dense.Run().ok());
+  ASSERT_TRUE(top_k.Run().ok());
+  EXPECT_EQ(top_k.progress.counters().teacher_used_steps(), kSteps - 4);
+  const std::vector<float> wanted = dense.group->weights(kSteps);
+  EXPECT_NE(wanted, dense.group->weights(4));
+  EXPECT_THAT(top_k.group->weights(kSteps), testing::Pointwise(testing::FloatNear(1e-5), wanted));
+  for (size_t i = 0; i < dense.group->pushes().size(); ++i) {
+    EXPECT_NEAR(top_k.group->pushes()[i].end.teacher_loss_sum(),
+                dense.group->pushes()[i].end.teacher_loss_sum(), 1e-4);
+  }
+}
+
+TEST(TrainerTest, ATeacherWhoseClassesMakeNoDistributionIsLeftOut) {
+  TestWorker without(Job());
+  ASSERT_TRUE(without.Run().ok());
+  JobConfig job = Job();
+  EnableCodistillation(4, &job);
+  TestWorker with(job);
+  FixedTeacher teacher;
+  teacher.top_k = true;
+  teacher.malformed_at = 5;
+  with.teachers = &teacher;
+  ASSERT_TRUE(with.Run().ok());
+  EXPECT_EQ(with.group->weights(5), without.group->weights(5));
+  EXPECT_NE(with.group->weights(6), without.group->weights(6));
+  EXPECT_EQ(with.progress.counters().teacher_skipped_steps(), 1);
+  EXPECT_FALSE(with.group->pushes()[4].end.used_teacher());
+}
+
 TEST(TrainerTest, NoMoreStepsArePreparedThanTheJobPrefetches) {
   JobConfig job = Job();
   EnableCodistillation(0, &job);

@@ -61,7 +61,21 @@ absl::StatusOr<TeacherPredictions> FixedTeacher::Take(const TeacherBatch& batch)
   if (batch.step == diverged_at) {
     logits.As<float>()[4] = std::numeric_limits<float>::quiet_NaN();
   }
-  predictions.logits.push_back(logits);
+  if (top_k) {
+    TopKPrediction two;
+    two.index = Tensor::Zeros(DT_INT32, {batch.rows, 2});
+    two.value = Tensor::Allocate(DT_FLOAT, {batch.rows, 2});
+    two.tail = Tensor::Allocate(DT_FLOAT, {batch.rows});
+    const float sum = std::exp(2.0f) + 2;
+    for (int64_t r = 0; r < batch.rows; ++r) {
+      two.index.As<int32_t>()[2 * r + 1] = batch.step == malformed_at ? 0 : 1;
+      two.value.As<float>()[2 * r] = std::exp(2.0f) / sum;
+      two.value.As<float>()[2 * r + 1] = two.tail.As<float>()[r] = 1 / sum;
+    }
+    predictions.top_k.push_back(std::move(two));
+  } else {
+    predictions.logits.push_back(logits);
+  }
   predictions.staleness_steps = batch.step % 4;
   predictions.prefetch_lag_steps = 1;
   return predictions;

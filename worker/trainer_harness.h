@@ -63,6 +63,8 @@ class FixedTeacher : public TeacherSource {
   absl::Status error;
   int64_t silent_from = 0, silent_to = 0;
   int64_t diverged_at = -1;
+  bool top_k = false;         // the same as the two likeliest classes
+  int64_t malformed_at = -1;  // of top_k: a class is named twice
 
  private:
   mutable Mutex mu_;
