@@ -14,6 +14,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 
 // One rule a line: a good job, one override that breaks it, the one message that must follow.
 struct Rule {
@@ -226,6 +227,36 @@ INSTANTIATE_TEST_SUITE_P(
          {"codistillation.request_timeout_ms=0"},
          "codistillation.request_timeout_ms: too small (0)"},
         {kGood, {"codistillation.hedge_after_ms=-1"}, "codistillation.hedge_after_ms: too small"},
+        {kGood,
+         {"codistillation.teacher_dtype=DT_DOUBLE"},
+         "codistillation.teacher_dtype: is DT_DOUBLE; DT_FLOAT, DT_HALF, DT_BFLOAT16 or DT_INT8"},
+        {kGood,
+         {"codistillation.teacher_output=TOP_K", "codistillation.top_k=5",
+          "codistillation.teacher_dtype=DT_INT8"},
+         "codistillation.teacher_dtype: is DT_INT8, which logits have a scale for, with"},
+        {kGood,
+         {"codistillation.teacher_output=TOP_K", "codistillation.top_k=21"},
+         "codistillation.top_k: out of range (21); 1 to the 20 of model.num_outputs"},
+        {kGood,
+         {"codistillation.teacher_output=TOP_K", "codistillation.top_k=0"},
+         "codistillation.top_k: out of range (0)"},
+        {kGood,
+         {"codistillation.teacher_output=TOP_K", "codistillation.top_k=5",
+          "codistillation.teacher_loss=KL_STUDENT_TEACHER"},
+         "codistillation.teacher_loss: needs what teachers say of every class "
+         "(KL_STUDENT_TEACHER)"},
+        {kGood,
+         {"codistillation.teacher_output=TOP_K", "codistillation.top_k=5",
+          "codistillation.teacher_loss=SQUARED_ERROR_LOGITS"},
+         "codistillation.teacher_loss: needs what teachers say of every class"},
+        {kGood,
+         {"codistillation.teacher_output=TOP_K", "codistillation.top_k=5",
+          "codistillation.average=LOGITS"},
+         "codistillation.average: is LOGITS, which teachers do not give"},
+        {kCsv,
+         {"codistillation.teacher_output=TOP_K", "codistillation.top_k=1"},
+         "codistillation.teacher_output: is TOP_K, and a model of label_loss SIGMOID_CROSS_ENTROPY "
+         "has no classes"},
         {kGood, {"codistillation.teacher_wait_ms=-1"}, "codistillation.teacher_wait_ms: too small"},
         {kGood,
          {"evaluation.every_steps=15"},
@@ -347,6 +378,16 @@ TEST(Rules, LetOneProcessBeAPredictionServerOfSeveralGroups) {
               ElementsAre(HasSubstr("groups[0].prediction_servers[0].address: used twice (h:1)"),
                           HasSubstr("groups[1].prediction_servers[0].address: used twice (h:1)"),
                           HasSubstr("groups[1].prediction_servers[1].address: used twice (h:1)")));
+}
+
+TEST(Rules, LetTeachersAnswerBriefly) {
+  EXPECT_THAT(Mistakes(kGood, {"codistillation.teacher_dtype=DT_INT8"}), IsEmpty());
+  EXPECT_THAT(Mistakes(kGood, {"codistillation.teacher_output=TOP_K", "codistillation.top_k=20",
+                               "codistillation.teacher_loss=KL_TEACHER_STUDENT",
+                               "codistillation.teacher_dtype=DT_HALF"}),
+              IsEmpty());
+  // top_k has a default that need not fit those who do not use it.
+  EXPECT_THAT(Mistakes(kGood, {"codistillation.top_k=64"}), IsEmpty());
 }
 
 TEST(Rules, LetOneGroupHaveSettingsForTeachers) {

@@ -253,6 +253,53 @@ void CheckTraining(const JobConfig& job, Mistakes* mistakes) {
   mistakes->Between("training.server_threads", training.server_threads(), 1, kMaxProcesses);
 }
 
+// What teachers are asked for: codistillation.teacher_output, top_k and teacher_dtype.
+void CheckTeacherOutput(const JobConfig& job, Mistakes* mistakes) {
+  const CodistillationConfig& codistillation = job.codistillation();
+  const std::string path = "codistillation.";
+  const bool top_k = codistillation.teacher_output() == CodistillationConfig::TOP_K;
+  const DataType dtype = codistillation.teacher_dtype();
+  if (dtype != DT_FLOAT && dtype != DT_HALF && dtype != DT_BFLOAT16 && dtype != DT_INT8) {
+    mistakes->Add(path + "teacher_dtype",
+                  absl::StrCat("is ", DataType_Name(dtype),
+                               "; DT_FLOAT, DT_HALF, DT_BFLOAT16 or DT_INT8 is right"));
+  } else if (top_k && dtype == DT_INT8) {
+    mistakes->Add(path + "teacher_dtype",
+                  "is DT_INT8, which logits have a scale for, with teacher_output TOP_K; DT_FLOAT, "
+                  "DT_HALF or DT_BFLOAT16 would be right");
+  }
+  // With mode CHECKPOINTS nobody is asked, of which CheckTeachers tells.
+  if (!top_k || codistillation.mode() == CodistillationConfig::CHECKPOINTS) return;
+  if (codistillation.top_k() < 1 ||
+      (job.model().num_outputs() > 0 && codistillation.top_k() > job.model().num_outputs())) {
+    mistakes->Add(path + "top_k",
+                  absl::StrCat("out of range (", codistillation.top_k(), "); 1 to the ",
+                               job.model().num_outputs(), " of model.num_outputs would be right"));
+  }
+  const std::string top_k_path = path + "teacher_output";
+  if (job.model().label_loss() != SOFTMAX_CROSS_ENTROPY) {
+    mistakes->Add(top_k_path, absl::StrCat("is TOP_K, and a model of label_loss ",
+                                           LabelLoss_Name(job.model().label_loss()),
+                                           " has no classes that exclude one another; ALL_LOGITS "
+                                           "would be right"));
+    return;
+  }
+  if (codistillation.teacher_loss() != CodistillationConfig::SOFT_CROSS_ENTROPY &&
+      codistillation.teacher_loss() != CodistillationConfig::KL_TEACHER_STUDENT) {
+    mistakes->Add(
+        path + "teacher_loss",
+        absl::StrCat("needs what teachers say of every class (",
+                     CodistillationConfig::TeacherLoss_Name(codistillation.teacher_loss()),
+                     "), and with teacher_output TOP_K they name a few; SOFT_CROSS_ENTROPY or "
+                     "KL_TEACHER_STUDENT would be right"));
+  }
+  if (codistillation.average() != CodistillationConfig::PROBABILITIES) {
+    mistakes->Add(path + "average",
+                  "is LOGITS, which teachers do not give with teacher_output TOP_K; PROBABILITIES "
+                  "would be right");
+  }
+}
+
 void CheckCodistillation(const JobConfig& job, Mistakes* mistakes) {
   const CodistillationConfig& codistillation = job.codistillation();
   const std::string path = "codistillation.";
@@ -265,6 +312,7 @@ void CheckCodistillation(const JobConfig& job, Mistakes* mistakes) {
   mistakes->AtLeast(path + "teacher_wait_ms", codistillation.teacher_wait_ms(), 0);
   mistakes->AtLeast(path + "request_timeout_ms", codistillation.request_timeout_ms(), 1);
   mistakes->AtLeast(path + "hedge_after_ms", codistillation.hedge_after_ms(), 0);
+  CheckTeacherOutput(job, mistakes);
   if (!HasTeachers(job)) return;
 
   // In ASYNC a worker counts burn-in by its own steps, of which the group's are the sum.
