@@ -13,8 +13,8 @@ packages=(
   libopenblas0-pthread
   # Export of models.
   python3-numpy python3-torch
-  # Tests and style.
-  clang-format curl
+  # Tests and style; the virtual environment is for the stock client of tests/interop.
+  clang-format curl python3-venv
 )
 
 if [ "${1:-}" = --fuzz ]; then

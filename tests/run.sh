@@ -4,6 +4,8 @@
 #   tests/run.sh --config=asan
 #
 # CODISTILL_DATA names the folder of the real data sets (default: shared/data beside the repository); tests that need one skip without it.
+# CODISTILL_TRITON_PYTHON names a Python with the packages of tests/interop/requirements.txt; by default they are installed into a virtual
+# environment of their own in the user's cache, and the tests that need them skip where PyPI is out of reach.
 # The last line is `N passed, N failed`; the exit code is 0 only when nothing failed. Code is compiled with warnings as errors, except under
 # a sanitizer, whose instrumentation makes the compiler warn of code that is right.
 set -uo pipefail
@@ -47,6 +49,8 @@ if [ -n "$data" ] && [ -d "$data" ]; then
 else
   echo "no real data: CODISTILL_DATA is not set and ../shared/data does not exist"
 fi
+
+triton=${CODISTILL_TRITON_PYTHON:-$(tests/interop/install_tritonclient.sh)} && test_flags+=("--test_env=CODISTILL_TRITON_PYTHON=$triton")
 
 echo "== build and test"
 deploy/bazel.sh test --keep_going --show_progress_rate_limit=10 --build_event_json_file="$events" \

@@ -3,7 +3,7 @@
 #
 #   tests/fuzz/run.sh [--seconds N] [NAME...]
 #
-# NAME: frame_fuzz, job_fuzz, checkpoint_fuzz; default: all, N seconds each (600). A finding is written beside this script as corpus/NAME-<hash>,
+# NAME: frame_fuzz, job_fuzz, checkpoint_fuzz, inference_fuzz; default: all, N seconds each (600). A finding is written beside this script as corpus/NAME-<hash>,
 # where NAME_test tries it from then on, and the exit code is 1.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/../.."
@@ -14,7 +14,7 @@ if [ "${1:-}" = --seconds ]; then
   shift 2
 fi
 names=("$@")
-[ ${#names[@]} -gt 0 ] || names=(frame_fuzz job_fuzz checkpoint_fuzz)
+[ ${#names[@]} -gt 0 ] || names=(frame_fuzz job_fuzz checkpoint_fuzz inference_fuzz)
 
 deploy/install_deps.sh --fuzz
 targets=()
