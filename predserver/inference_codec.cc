@@ -95,6 +95,19 @@ void SetInt64(const char* name, int64_t value, ModelInferResponse* response) {
 
 }  // namespace
 
+std::string PeekModel(const grpc::ByteBuffer& buffer) {
+  constexpr uint8_t kTag =
+      ModelInferRequest::kModelNameFieldNumber << 3 | WireFormatLite::WIRETYPE_LENGTH_DELIMITED;
+  std::vector<grpc::Slice> slices;
+  if (!buffer.Valid() || !buffer.Dump(&slices).ok() || slices.empty()) return "";
+  const grpc::Slice& first = slices[0];
+  // Lengths of more than one byte are no names of ours.
+  if (first.size() < 2 || first.begin()[0] != kTag) return "";
+  const size_t size = first.begin()[1];
+  if (size >= 0x80 || first.size() < 2 + size) return "";
+  return std::string(reinterpret_cast<const char*>(first.begin()) + 2, size);
+}
+
 absl::Status DecodeInferenceRequest(grpc::ByteBuffer buffer, InferenceRequest* request) {
   auto contents = std::make_shared<Contents>();
   ModelInferRequest message;

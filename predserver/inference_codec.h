@@ -23,6 +23,10 @@ struct InferenceRequest {
   PredictionRequest prediction;
 };
 
+// The model that a request names, without taking it apart: empty unless it is the first field in
+// the first slice, where encoders put it.
+std::string PeekModel(const grpc::ByteBuffer& buffer);
+
 // Takes a request apart. Contents may be raw or typed; either way `prediction.owner` keeps them.
 // Does not look at what the model takes. INVALID_ARGUMENT if the bytes are no ModelInferRequest,
 // contents and inputs do not go together, or a parameter is unknown or makes no sense (names the

@@ -150,19 +150,32 @@ TEST(InferenceCodecTest, TypedContentsBecomeTheBytesThatRawOnesWouldBe) {
       "inputs { name: 'f' datatype: 'FP32' contents { fp32_contents: [1, -2] } }"
       "inputs { name: 'i' datatype: 'INT64' contents { int64_contents: 7 } }"
       "inputs { name: 'u' datatype: 'UINT8' contents { uint_contents: [255, 0] } }"
+      "inputs { name: 's' datatype: 'INT8' contents { int_contents: [-128, 127] } }"
       "inputs { name: 'b' datatype: 'BOOL' contents { bool_contents: [true, false] } }");
   const auto& inputs = request.prediction.inputs;
-  ASSERT_EQ(inputs.size(), 4);
+  ASSERT_EQ(inputs.size(), 5);
   const float floats[] = {1, -2};
   EXPECT_EQ(Content(inputs[0]), std::string(reinterpret_cast<const char*>(floats), 8));
   const int64_t seven = 7;
   EXPECT_EQ(Content(inputs[1]), std::string(reinterpret_cast<const char*>(&seven), 8));
   EXPECT_EQ(Content(inputs[2]), std::string("\xff\0", 2));
-  EXPECT_EQ(Content(inputs[3]), std::string("\1\0", 2));
+  EXPECT_EQ(Content(inputs[3]), std::string("\x80\x7f", 2));
+  EXPECT_EQ(Content(inputs[4]), std::string("\1\0", 2));
   EXPECT_THAT(Error("inputs { name: 'u' datatype: 'UINT8' contents { uint_contents: 256 } }"),
               HasSubstr("input u: contents have 256"));
   EXPECT_THAT(Error("inputs { name: 'h' datatype: 'FP16' contents { fp32_contents: 1 } }"),
               HasSubstr("input h: datatype \"FP16\" has no typed contents"));
+}
+
+TEST(InferenceCodecTest, TheModelIsSeenFromOutside) {
+  EXPECT_EQ(PeekModel(Bytes(Parse("model_name: 'alpha' id: 'x'").SerializeAsString())), "alpha");
+  EXPECT_EQ(PeekModel(Bytes(Parse("id: 'x'").SerializeAsString())), "");
+  EXPECT_EQ(PeekModel(Bytes("\x0a\x05"
+                            "alph")),
+            "");
+  EXPECT_EQ(PeekModel(Bytes("\x0a\xff")), "");
+  EXPECT_EQ(PeekModel(Bytes("")), "");
+  EXPECT_EQ(PeekModel(grpc::ByteBuffer()), "");
 }
 
 TEST(InferenceCodecTest, GarbageIsRefused) {

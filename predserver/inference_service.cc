@@ -101,9 +101,11 @@ grpc::ServerUnaryReactor* InferenceService::ModelStatistics(
     asked = {*model};
   }
   for (const Predictor* model : asked) {
-    ServedModelStatus status;
-    model->FillStatus(&status);
-    DescribeStatistics(status, response->add_model_stats());
+    auto* const statistics = response->add_model_stats();
+    statistics->set_name(model->model());
+    const std::vector<std::string> held = model->held_versions();
+    if (!held.empty()) statistics->set_version(held[0]);
+    DescribeStatistics(model->statistics(), statistics);
   }
   return AnswerUnary(context, absl::OkStatus());
 }
@@ -140,6 +142,11 @@ InferenceService::Caller InferenceService::CallerOf(const grpc::CallbackServerCo
 void InferenceService::Infer(grpc::ByteBuffer message, Caller caller, Respond respond) {
   auto request = std::make_shared<InferenceRequest>();
   absl::Status status = caller.account->Check();
+  if (status.ok()) {
+    // What there is no room for is refused before it costs anything.
+    const absl::StatusOr<Predictor*> model = models_->Find(PeekModel(message));
+    if (model.ok()) status = (*model)->CheckRoom(caller.client);
+  }
   if (status.ok()) status = DecodeInferenceRequest(std::move(message), request.get());
   if (!status.ok()) {
     respond(*request, status, {});

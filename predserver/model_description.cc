@@ -45,9 +45,9 @@ void SetDims(const Description& description, bool batched,
   dims->Assign(shape.begin() + (batched ? 1 : 0), shape.end());
 }
 
-void SetDuration(int64_t count, double milliseconds, inference::StatisticDuration* duration) {
-  duration->set_count(count);
-  duration->set_ns(static_cast<uint64_t>(milliseconds * 1e6));
+void SetTotal(const ModelStatistics::Total& total, inference::StatisticDuration* duration) {
+  duration->set_count(static_cast<uint64_t>(total.count));
+  duration->set_ns(static_cast<uint64_t>(absl::ToInt64Nanoseconds(total.time)));
 }
 
 }  // namespace
@@ -91,19 +91,28 @@ void DescribeConfig(const ModelConfig& model, const PredictionConfig& prediction
   config->mutable_response_cache()->set_enable(batched && prediction.cache_bytes() > 0);
 }
 
-void DescribeStatistics(const ServedModelStatus& status, inference::ModelStatistics* statistics) {
-  statistics->set_name(status.model());
-  statistics->set_version(
-      absl::StrCat(status.version().generation(), ".", status.version().step()));
-  statistics->set_inference_count(status.examples());
-  statistics->set_execution_count(status.batches());
-  auto* const inference = statistics->mutable_inference_stats();
-  const int64_t successes = status.requests() - status.failures();
-  SetDuration(successes, status.mean_latency_ms() * static_cast<double>(successes),
-              inference->mutable_success());
-  SetDuration(status.failures(), 0, inference->mutable_fail());
-  SetDuration(status.cache_hits(), 0, inference->mutable_cache_hit());
-  SetDuration(status.cache_misses(), 0, inference->mutable_cache_miss());
+void DescribeStatistics(const ModelStatistics& statistics,
+                        inference::ModelStatistics* description) {
+  description->set_last_inference(
+      static_cast<uint64_t>(absl::ToUnixMillis(statistics.last_inference)));
+  description->set_inference_count(static_cast<uint64_t>(statistics.inference_count));
+  description->set_execution_count(static_cast<uint64_t>(statistics.execution_count));
+  auto* const inference = description->mutable_inference_stats();
+  SetTotal(statistics.success, inference->mutable_success());
+  SetTotal(statistics.fail, inference->mutable_fail());
+  SetTotal(statistics.queue, inference->mutable_queue());
+  SetTotal(statistics.compute_input, inference->mutable_compute_input());
+  SetTotal(statistics.compute_infer, inference->mutable_compute_infer());
+  SetTotal(statistics.compute_output, inference->mutable_compute_output());
+  SetTotal(statistics.cache_hit, inference->mutable_cache_hit());
+  SetTotal(statistics.cache_miss, inference->mutable_cache_miss());
+  for (const auto& [size, batch] : statistics.batches) {
+    auto* const to = description->add_batch_stats();
+    to->set_batch_size(static_cast<uint64_t>(size));
+    SetTotal(batch.compute_input, to->mutable_compute_input());
+    SetTotal(batch.compute_infer, to->mutable_compute_infer());
+    SetTotal(batch.compute_output, to->mutable_compute_output());
+  }
 }
 
 }  // namespace codistill

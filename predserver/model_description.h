@@ -1,7 +1,7 @@
 #ifndef CODISTILL_PREDSERVER_MODEL_DESCRIPTION_H_
 #define CODISTILL_PREDSERVER_MODEL_DESCRIPTION_H_
 
-#include "proto/control.pb.h"
+#include "predserver/model_statistics.h"
 #include "proto/job.pb.h"
 #include "proto/open_inference.pb.h"
 
@@ -21,8 +21,8 @@ void DescribeModel(const ModelConfig& model, inference::ModelMetadataResponse* r
 void DescribeConfig(const ModelConfig& model, const PredictionConfig& prediction,
                     inference::ModelConfig* config);
 
-// Statistics as far as a server's status has them.
-void DescribeStatistics(const ServedModelStatus& status, inference::ModelStatistics* statistics);
+// All but the name and the version.
+void DescribeStatistics(const ModelStatistics& statistics, inference::ModelStatistics* description);
 
 }  // namespace codistill
 
