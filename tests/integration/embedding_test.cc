@@ -181,6 +181,37 @@ TEST(EmbeddingTables, ALostShardEndsWithTheSameRows) {
   }
 }
 
+// Mode CHECKPOINTS: workers hold their teachers' tables too, those of groups and of files.
+TEST(EmbeddingTables, WorkersFollowTheTablesOfTheirTeachers) {
+  JobConfig job = CriteoJob(2);
+  job.mutable_codistillation()->set_mode(CodistillationConfig::CHECKPOINTS);
+  job.mutable_evaluator()->set_enabled(false);
+  job.mutable_stop()->set_steps(120);
+  const auto train = [](JobHarness* harness) {
+    harness->set_data_dir(DataDirectory());
+    absl::Status status = harness->Start();
+    if (status.ok()) status = harness->WaitUntilDone();
+    ASSERT_TRUE(status.ok()) << status;
+    const auto history = harness->History(0);
+    ASSERT_TRUE(history.ok()) << history.status();
+    EXPECT_EQ(history->totals().first_step_used(), 61);
+    EXPECT_EQ(history->totals().teacher_used_steps(), 60);
+    EXPECT_EQ(history->totals().teacher_failures(), 0);
+    status = harness->Drain();
+    EXPECT_TRUE(status.ok()) << status;
+  };
+  JobHarness together(job);
+  ASSERT_NO_FATAL_FAILURE(train(&together));
+
+  job.mutable_groups()->RemoveLast();
+  TeacherConfig* teacher = job.add_teachers();
+  teacher->set_name("old");
+  teacher->mutable_frozen()->set_archive(together.job().model().archive_dir() + "/beta.pt");
+  teacher->mutable_frozen()->set_checkpoint(together.directory().checkpoints() + "/beta");
+  JobHarness student(job);
+  ASSERT_NO_FATAL_FAILURE(train(&student));
+}
+
 TEST(EmbeddingTables, GroupsTeachEachOtherAndFollowersHearOfEvictions) {
   JobHarness harness(CriteoJob(2));
   harness.set_data_dir(DataDirectory());
