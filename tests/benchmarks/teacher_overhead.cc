@@ -92,6 +92,8 @@ JobConfig Taught(JobConfig job, const std::string& name, const std::string& addr
   teacher->add_prediction_servers()->set_address(address);
   job.mutable_codistillation()->set_enabled(true);
   job.mutable_codistillation()->set_on_teacher_loss(CodistillationConfig::SKIP);
+  // A slow teacher is to be slow, not to fail: questions of recurrent models outlive their steps.
+  job.mutable_codistillation()->set_request_timeout_ms(600000);
   return job;
 }
 
