@@ -113,6 +113,7 @@ void PredictionMetrics::Fill(ServedModelStatus* status) const {
   const FollowedModel::Counters followed = options_.followed->counters();
   status->set_swaps(followed.swaps);
   status->set_failed_loads(followed.failed_loads);
+  status->set_last_load_error(followed.last_load_error);
   const Now now = options_.now();
   status->set_queued(now.queued);
   status->set_cache_bytes(now.cache_bytes);

@@ -368,13 +368,7 @@ void CheckTheRest(const JobConfig& job, Mistakes* mistakes) {
   mistakes->AtLeast("checkpoint.every_steps", job.checkpoint().every_steps(), 0);
   mistakes->AtLeast("checkpoint.keep", job.checkpoint().keep(), 1);
   mistakes->NotNegative("checkpoint.max_age_s", job.checkpoint().max_age_s());
-  mistakes->AtLeast("prediction.max_queue", job.prediction().max_queue(), 1);
-  mistakes->Between("prediction.threads", job.prediction().threads(), 1, kMaxProcesses);
-  const DataType transfer = job.prediction().transfer_dtype();
-  if (transfer != DT_FLOAT && transfer != DT_BFLOAT16) {
-    mistakes->Add("prediction.transfer_dtype", absl::StrCat("is ", DataType_Name(transfer),
-                                                            "; DT_FLOAT or DT_BFLOAT16 is right"));
-  }
+  CheckPrediction(job, mistakes);
   const DataType push = job.transport().push_dtype();
   if (push != DT_FLOAT && push != DT_HALF) {
     mistakes->Add("transport.push_dtype",

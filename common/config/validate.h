@@ -69,6 +69,7 @@ void CheckEmbeddingTables(const JobConfig& job, Mistakes* mistakes);  // validat
 void CheckMembership(const JobConfig& job, Mistakes* mistakes);       // validate_membership.cc
 void CheckTeachers(const JobConfig& job, Addresses* addresses,
                    Mistakes* mistakes);                                   // validate_teachers.cc
+void CheckPrediction(const JobConfig& job, Mistakes* mistakes);           // validate_prediction.cc
 void CheckOptimizer(const TrainingConfig& training, Mistakes* mistakes);  // validate_optimizer.cc
 
 // All mistakes of a job, in the order of its fields.

@@ -1,5 +1,6 @@
 #include "common/http/status_page.h"
 
+#include <algorithm>
 #include <cmath>
 #include <initializer_list>
 
@@ -224,16 +225,37 @@ void Shards(const DaemonStatus& status, std::string* html) {
 
 void Models(const DaemonStatus& status, std::string* html) {
   Heading("Models", html);
-  HeaderRow({"model", "version", "newest step of its group", "requests", "failures", "swaps",
-             "mean latency (ms)"},
+  HeaderRow({"model", "version", "held", "precision", "newest step of its group", "requests",
+             "failures", "refused", "waiting", "mean latency (ms)", "swaps", "failed loads"},
             html);
   for (const ServedModelStatus& model : status.models()) {
-    Row({model.model(), VersionText(model.version()), static_cast<double>(model.latest_step()),
+    Row({model.model(), VersionText(model.version()), static_cast<double>(model.held_size()),
+         model.precision(), static_cast<double>(model.latest_step()),
          static_cast<double>(model.requests()), static_cast<double>(model.failures()),
-         static_cast<double>(model.swaps()), model.mean_latency_ms()},
+         static_cast<double>(model.refused()), static_cast<double>(model.queued()),
+         model.mean_latency_ms(), static_cast<double>(model.swaps()),
+         static_cast<double>(model.failed_loads())},
         html);
   }
   absl::StrAppend(html, "</table>\n");
+  Heading("Forward passes", html);
+  HeaderRow({"model", "passes", "examples", "examples a pass", "cached predictions given",
+             "not in the cache", "bytes of the cache"},
+            html);
+  for (const ServedModelStatus& model : status.models()) {
+    Row({model.model(), static_cast<double>(model.batches()), static_cast<double>(model.examples()),
+         static_cast<double>(model.examples()) /
+             static_cast<double>(std::max<int64_t>(1, model.batches())),
+         static_cast<double>(model.cache_hits()), static_cast<double>(model.cache_misses()),
+         static_cast<double>(model.cache_bytes())},
+        html);
+  }
+  absl::StrAppend(html, "</table>\n");
+  for (const ServedModelStatus& model : status.models()) {
+    if (model.last_load_error().empty()) continue;
+    absl::StrAppend(html, "<p>", EscapeHtml(model.model()),
+                    ": last failed load: ", EscapeHtml(model.last_load_error()), "</p>\n");
+  }
 }
 
 }  // namespace

@@ -44,7 +44,14 @@ DaemonStatus Status() {
   shard->set_pushes(271828);
   shard->add_tables()->set_name("ads<1>");
   shard->mutable_tables(0)->set_evicted(31337);
-  status.add_models()->set_model("south");
+  ServedModelStatus* model = status.add_models();
+  model->set_model("south");
+  model->set_precision("BF16");
+  model->set_refused(60221);
+  model->set_batches(4);
+  model->set_examples(50);
+  model->set_cache_hits(91093);
+  model->set_last_load_error("tensor <w> has a NaN");
   return status;
 }
 
@@ -54,7 +61,8 @@ TEST(StatusPageTest, ShowsEverythingEscaped) {
        {"<title>parameter_server north/2</title>", "&lt;mnist&gt;",
         "waiting for &quot;rank 3&quot; &amp; others", "<td class=\"n\">1234567</td>", "TRAINING",
         "<td>2.41</td>", "&lt;script&gt;alert(1)&lt;/script&gt;", "0.9688", "south", "4194304",
-        "271828", "ads&lt;1&gt;", "31337"}) {
+        "271828", "BF16", "60221", ">12.5<", "91093", "tensor &lt;w&gt; has a NaN", "ads&lt;1&gt;",
+        "31337"}) {
     EXPECT_NE(html.find(want), std::string::npos) << want;
   }
   EXPECT_EQ(html.find("<script>"), std::string::npos);

@@ -8,8 +8,8 @@ namespace codistill {
 
 absl::StatusOr<std::shared_ptr<const FollowedModel::Snapshot>> PuppetFollowedModel::Get() const {
   MutexLock lock(&mu_);
-  if (held_ == nullptr) return absl::UnavailableError("waiting for the first cut");
-  return held_;
+  if (held_.empty()) return absl::UnavailableError("waiting for the first cut");
+  return held_.front();
 }
 
 absl::StatusOr<std::shared_ptr<const FollowedModel::Snapshot>> PuppetFollowedModel::WaitForNewer(
@@ -27,6 +27,16 @@ FollowedModel::Counters PuppetFollowedModel::counters() const {
   return counters_;
 }
 
+std::vector<std::shared_ptr<const FollowedModel::Snapshot>> PuppetFollowedModel::Held() const {
+  MutexLock lock(&mu_);
+  return held_;
+}
+
+void PuppetFollowedModel::Keep(int versions) {
+  MutexLock lock(&mu_);
+  keep_ = versions;
+}
+
 void PuppetFollowedModel::Hold(std::shared_ptr<const Model> model, uint64_t generation,
                                int64_t step, absl::Time loaded_at) {
   auto snapshot = std::make_shared<Snapshot>();
@@ -35,7 +45,8 @@ void PuppetFollowedModel::Hold(std::shared_ptr<const Model> model, uint64_t gene
   snapshot->version.set_step(step);
   snapshot->loaded_at = loaded_at;
   MutexLock lock(&mu_);
-  held_ = std::move(snapshot);
+  held_.insert(held_.begin(), std::move(snapshot));
+  if (held_.size() > keep_) held_.resize(keep_);
   ++counters_.swaps;
 }
 

@@ -19,14 +19,18 @@ class PuppetFollowedModel final : public FollowedModel {
   GroupState group_state() const override;
   absl::Duration group_silence() const override { return absl::ZeroDuration(); }
   Counters counters() const override;
+  std::vector<std::shared_ptr<const Snapshot>> Held() const override;
 
+  // How many versions are held at once.
+  void Keep(int versions);
   void Hold(std::shared_ptr<const Model> model, uint64_t generation, int64_t step,
             absl::Time loaded_at = absl::Now());
   void SetGroupStep(uint64_t generation, int64_t step);
 
  private:
   mutable Mutex mu_;
-  std::shared_ptr<const Snapshot> held_ ABSL_GUARDED_BY(mu_);
+  size_t keep_ ABSL_GUARDED_BY(mu_) = 1;
+  std::vector<std::shared_ptr<const Snapshot>> held_ ABSL_GUARDED_BY(mu_);  // newest first
   GroupState state_ ABSL_GUARDED_BY(mu_);
   Counters counters_ ABSL_GUARDED_BY(mu_);
 };
