@@ -32,7 +32,7 @@ absl::Time BatchPolicy::StartAt(int requests, int64_t examples, absl::Time now) 
     EndWait(requests, !enough);
     return absl::InfinitePast();
   }
-  if (enough || options_.delay <= absl::ZeroDuration()) return absl::InfinitePast();
+  if (enough || others_ > 0 || options_.delay <= absl::ZeroDuration()) return absl::InfinitePast();
   if (without_wait_ > 0) {
     --without_wait_;
     return absl::InfinitePast();
@@ -57,8 +57,9 @@ void BatchPolicy::EndWait(int requests, bool by_time) {
   }
 }
 
-void BatchPolicy::Started(int requests) {
+void BatchPolicy::Started(int requests, int others) {
   wait_until_ = absl::InfiniteFuture();
+  others_ = others > 0 ? others : std::max(0, others_ - requests);
   computing_ += requests;
   peaks_.push_back(open_);
   while (peaks_.size() > kRemembered) peaks_.pop_front();

@@ -37,12 +37,15 @@ class BatchPolicy {
   bool Enough(int requests, int64_t examples) const;
   bool waiting() const { return wait_until_ != absl::InfiniteFuture(); }
 
-  // A pass starts with `requests` of those waiting / has ended; what it computed is not answered
-  // yet.
-  void Started(int requests);
+  // A pass starts with `requests` of those waiting, and so will one with `others` of them at once.
+  void Started(int requests, int others = 0);
+  // A pass has ended; what it computed is not answered yet.
   void Computed(int requests) { computing_ -= requests; }
   // There is nothing in the queue any more.
-  void StopWaiting() { wait_until_ = absl::InfiniteFuture(); }
+  void StopWaiting() {
+    wait_until_ = absl::InfiniteFuture();
+    others_ = 0;
+  }
 
  private:
   static constexpr size_t kRemembered = 4;  // passes
@@ -58,6 +61,7 @@ class BatchPolicy {
   std::deque<int> peaks_;  // of open_, between one pass and the next; the last is of now
   absl::Time idle_since_ = absl::InfinitePast();
   absl::Time wait_until_ = absl::InfiniteFuture();
+  int others_ = 0;        // that start without another wait
   int waited_with_ = 0;   // requests, when the wait began
   int without_wait_ = 0;  // passes yet to start without
   int patience_ = 0;      // doublings of that after the next vain wait

@@ -191,7 +191,8 @@ void Predictor::Predict(PredictionRequest request, Done done) {
 
 void Predictor::TakeBatch(const ComputePool::Situation& situation, absl::Time now, Taken* taken) {
   int64_t most = options_.max_batch_size;
-  if (situation.idle_threads > 0 && !situation.others_waiting) {
+  const bool shared = situation.idle_threads > 0 && !situation.others_waiting;
+  if (shared) {
     const int64_t threads = situation.idle_threads + 1;
     most = std::min(most, std::max(kLeastShare, (queue_.examples() + threads - 1) / threads));
   }
@@ -220,7 +221,7 @@ void Predictor::TakeBatch(const ComputePool::Situation& situation, absl::Time no
     items[i]->taken = now;
     taken->items.push_back(std::move(items[i]));
   }
-  policy_.Started(static_cast<int>(taken->items.size()));
+  policy_.Started(static_cast<int>(taken->items.size()), shared ? queue_.size() : 0);
 }
 
 ComputePool::Offer Predictor::Next(const ComputePool::Situation& situation) {

@@ -283,7 +283,10 @@ TEST_F(BatchingTest, IdleThreadsShareABatch) {
   model_->LetGo();
   ExpectOk({answers[0], answers[1]});
   ASSERT_TRUE(clock_.BlockUntilWaiters(2));  // two wait for the two that have been answered
+  model_->HoldUp();
   for (int i = 0; i < 2; ++i) answers.push_back(Start(Many(16)));
+  model_->AwaitPasses(4);
+  model_->LetGo();
   ExpectOk(answers);
   EXPECT_THAT(Passes(), ElementsAre(Pair(16, 2), Pair(32, 2)));
 }
