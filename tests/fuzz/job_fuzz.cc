@@ -30,6 +30,16 @@ data: < train: < csv: < files: "adult.data" columns { name: "age" kind: NUMERIC 
   columns { name: "y" kind: LABEL label_values { text: "<=50K" } label_values { text: [">50K", ">50K."] } } > > >
 stop { steps: 0x10 } seed: 18446744073709551615;
 )",
+      R"(name: "taught"
+model { export { module: "mlp" } inputs { name: "x" shape: 32 } num_outputs: 20 }
+data { train { synthetic { hidden: 64 } } validation { synthetic { hidden: 64 stream: 1 } } }
+groups { name: "student" teachers: "both" teachers: "far" num_prediction_servers: 0 }
+teachers { name: "old" frozen { archive: "old.pt" checkpoint: "checkpoints/old" follow: true } }
+teachers { name: "older" frozen { archive: "/models/older.pt" } num_prediction_servers: 2 }
+teachers { name: "both" ensemble { members: "old" members: "older" average: LOGITS } }
+teachers { name: "far" external { model: "net" inputs { input: "x" server: "INPUT__0" } kind: PROBABILITIES } prediction_servers { address: "far:8001" } }
+training { batch_size: 64 } codistillation { mode: PREDICTIONS hedge_after_ms: 20 } stop { steps: 1000 }
+)",
       R"(name: "a\n\t\"\x41\101" groups [ { name: "b" } , { name: "c" devices: ["cpu", "cpu"] } ]
 model { inputs { name: "tokens" dtype: DT_INT64 shape: [32] } states { name: "h" shape: [2, -1, 256] } label_smoothing: .1 }
 data { train { text { files: "t" unroll: 32 } } } training { update_mode: ASYNC rejoin_timeout_s: inf } stop { steps: -5 }
