@@ -50,6 +50,45 @@ TEST(LocalTeachersTest, TwoGroupsTeachOneAnotherWithoutPredictionServers) {
   EXPECT_TRUE(status.ok()) << status;
 }
 
+// Both groups learn from the average of the two, in either mode; nobody asks a group by itself.
+TEST(EnsembleOfGroupsTest, TeachesItsMembers) {
+  for (const auto mode : {CodistillationConfig::PREDICTIONS, CodistillationConfig::CHECKPOINTS}) {
+    SCOPED_TRACE(CodistillationConfig::Mode_Name(mode));
+    JobConfig job = MlpJob("average", 2);
+    TeacherConfig* both = job.add_teachers();
+    both->set_name("both");
+    for (GroupConfig& group : *job.mutable_groups()) {
+      both->mutable_ensemble()->add_members(group.name());
+      group.add_teachers("both");
+    }
+    job.mutable_codistillation()->set_mode(mode);
+    job.mutable_codistillation()->set_burn_in_steps(20);
+    job.mutable_codistillation()->set_max_staleness_steps(200);
+    job.mutable_stop()->set_steps(80);
+    JobHarness harness(job);
+    absl::Status status = harness.Start();
+    ASSERT_TRUE(status.ok()) << status;
+    int servers = 0;
+    for (const auto& member : harness.fleet().members()) {
+      servers += member->role == FleetMember::Role::kPredictionServer;
+    }
+    EXPECT_EQ(servers, mode == CodistillationConfig::PREDICTIONS ? 1 : 0);
+    status = harness.WaitUntilDone();
+    ASSERT_TRUE(status.ok()) << status;
+    for (int group = 0; group < 2; ++group) {
+      const auto history = harness.History(group);
+      ASSERT_TRUE(history.ok()) << history.status();
+      EXPECT_EQ(history->totals().teacher_used_steps(), 60);
+      EXPECT_EQ(history->totals().teacher_skipped_steps(), 0);
+      EXPECT_GT(history->totals().sum_staleness_steps(), 0) << "as the stalest member";
+      ASSERT_EQ(history->totals().teachers_size(), 1);
+      EXPECT_EQ(history->totals().teachers(0).name(), "both");
+    }
+    status = harness.Drain();
+    EXPECT_TRUE(status.ok()) << status;
+  }
+}
+
 // Under SKIP the loss of a teacher's whole group costs its students nothing but the teacher.
 TEST(LocalTeachersTest, ALostTeacherIsSkippedAndComesBack) {
   JobConfig job = MlpJob("checkpoints-lost", 2);
