@@ -93,8 +93,14 @@ TEST_F(RunOutputsTest, SummaryHasEveryField) {
     EXPECT_GT(group["final"]["validation_loss"].get<double>(), 0);
     EXPECT_GT(group["final"]["validation_accuracy"].get<double>(), 0.125);
     EXPECT_EQ(Keys(group["teacher"]),
-              (std::set<std::string>{"requests", "failures", "skipped_steps", "first_step_used",
-                                     "max_staleness_steps", "mean_staleness_steps"}));
+              (std::set<std::string>{"requests", "failures", "used_steps", "skipped_steps",
+                                     "hedged_requests", "late_answers", "first_step_used",
+                                     "max_staleness_steps", "mean_staleness_steps",
+                                     "mean_prefetch_lag_steps", "teachers"}));
+    ASSERT_EQ(group["teacher"]["teachers"].size(), 1u);
+    EXPECT_EQ(group["teacher"]["teachers"][0]["name"], group["teachers"][0]);
+    EXPECT_EQ(group["teachers"][0], group["name"] == "alpha" ? "beta" : "alpha");
+    EXPECT_EQ(group["teacher"]["used_steps"], kSteps - kBurnIn);
     EXPECT_GE(group["teacher"]["requests"], kSteps - kBurnIn);
     EXPECT_EQ(group["teacher"]["first_step_used"], kBurnIn + 1);
     EXPECT_EQ(group["teacher"]["skipped_steps"], 0);
@@ -185,7 +191,11 @@ TEST(RunTest, OneSwitchTurnsTeachersOff) {
   const json summary = ReadJson(out + "/summary.json");
   for (const json& group : summary["groups"]) {
     EXPECT_EQ(group["steps"], 60);
-    for (const auto& item : group["teacher"].items()) EXPECT_EQ(item.value(), 0) << item.key();
+    for (const auto& item : group["teacher"].items()) {
+      const bool list = item.key() == "teachers";
+      EXPECT_EQ(item.value(), list ? json::array() : json(0)) << item.key();
+    }
+    EXPECT_TRUE(group["teachers"].empty());
   }
   EXPECT_FALSE(Exists(out + "/logs/alpha.prediction.0.log"));
   // Every line of --json is JSON, the last one the summary.
