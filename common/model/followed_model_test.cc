@@ -2,6 +2,7 @@
 
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <limits>
 #include <string>
 #include <utility>
@@ -233,6 +234,59 @@ TEST_F(FollowedModelTest, KeepsTheOldVersionUntilTheNewOneIsWhole) {
   EXPECT_EQ(Answer(*followed_->Get()), 1);
   shards_.set_pull_filter(nullptr);
   EXPECT_EQ(Answer(WaitFor(1, 2)), 2);
+}
+
+// Whatever is not exactly the tensors that were announced is refused, and read again.
+TEST_F(FollowedModelTest, RefusesADamagedCut) {
+  const std::pair<const char*, std::function<bool(TensorFrame*)>> damages[] = {
+      {"of 2 elements of tensor fc1.weight came",
+       [](TensorFrame* frame) {
+         return !frame->header().has_chunk() || frame->header().chunk().tensor() != 0;
+       }},
+      {"the values",
+       [](TensorFrame* frame) {
+         if (frame->header().has_chunk()) frame->mutable_payload()->pop_back();
+         return true;
+       }},
+      {"tensor 77",
+       [](TensorFrame* frame) {
+         if (frame->header().has_chunk()) frame->mutable_header()->mutable_chunk()->set_tensor(77);
+         return true;
+       }},
+      {"payload for chunks",
+       [](TensorFrame* frame) {
+         if (!frame->header().has_chunk()) return true;
+         TensorChunk* const chunk = frame->mutable_header()->mutable_chunk();
+         if (chunk->tensor() == 0) chunk->set_count(1);
+         return true;
+       }},
+      {"INT32",
+       [](TensorFrame* frame) {
+         if (frame->header().has_chunk()) {
+           frame->mutable_header()->mutable_chunk()->set_dtype(DT_INT32);
+         }
+         return true;
+       }},
+  };
+  Follow();
+  Publish(1, 1, 1);
+  WaitFor(1, 1);
+  int64_t step = 1;
+  for (const auto& [message, damage] : damages) {
+    SCOPED_TRACE(message);
+    shards_.set_pull_filter(
+        [&damage = damage](int, int, TensorFrame* frame) { return damage(frame); });
+    const int64_t failed = followed_->counters().failed_loads;
+    ++step;
+    Publish(1, step, static_cast<float>(step));
+    while (followed_->counters().failed_loads == failed) absl::SleepFor(absl::Milliseconds(1));
+    EXPECT_THAT(followed_->counters().last_load_error, HasSubstr(absl::StrCat("cut 1.", step)));
+    EXPECT_THAT(followed_->counters().last_load_error, HasSubstr(message));
+    EXPECT_EQ(Answer(*followed_->Get()), static_cast<float>(step - 1));
+    shards_.set_pull_filter(nullptr);
+    EXPECT_EQ(Answer(WaitFor(1, step)), static_cast<float>(step));
+    EXPECT_EQ(followed_->counters().last_load_error, "");
+  }
 }
 
 TEST_F(FollowedModelTest, SaysWhyNothingIsLoaded) {

@@ -136,8 +136,14 @@ class FrozenModel final : public FollowedModel {
     absl::Time until;
     std::string why;
   };
+  using Refusals = std::map<std::pair<uint64_t, int64_t>, Refusal>;  // by version
+  static std::string WhyRefused(const Refusals& refusals) {
+    return absl::StrJoin(refusals, "; ", [](std::string* out, const auto& refusal) {
+      absl::StrAppend(out, refusal.second.why);
+    });
+  }
   CheckpointTables tables_;
-  std::map<std::pair<uint64_t, int64_t>, Refusal> refused_;  // newer ones than the held, by version
+  Refusals refused_;  // of versions newer than the held one
 
   mutable Mutex mu_;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
@@ -196,7 +202,7 @@ absl::Status FrozenModel::LoadNewest() {
     MutexLock lock(&mu_);
     listed_at_ = absl::Now();
   }
-  std::map<std::pair<uint64_t, int64_t>, Refusal> refused;  // of those still there
+  Refusals refused;  // of those still there
   for (const Version& version : versions) {
     const HeldVersions::Ptr held = held_.Newest();
     if (held != nullptr && KeyOf(version) <= KeyOf(held->version)) break;
@@ -215,12 +221,11 @@ absl::Status FrozenModel::LoadNewest() {
     refused[KeyOf(version)] = {absl::Now() + kRefusedFor, std::string(status.message())};
     MutexLock lock(&mu_);
     ++counters_.failed_loads;
+    counters_.last_load_error = WhyRefused(refused);
   }
   refused_ = std::move(refused);
   MutexLock lock(&mu_);
-  counters_.last_load_error = absl::StrJoin(
-      refused_, "; ",
-      [](std::string* out, const auto& refusal) { absl::StrAppend(out, refusal.second.why); });
+  counters_.last_load_error = WhyRefused(refused_);
   return absl::OkStatus();
 }
 
