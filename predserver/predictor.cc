@@ -1,6 +1,8 @@
 #include "predserver/predictor.h"
 
 #include <algorithm>
+#include <cstring>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -20,6 +22,29 @@ constexpr int64_t kLeastShare = 16;
 // A full queue is looked through for requests that nobody waits for any more at most so often.
 constexpr absl::Duration kSweepInterval = absl::Milliseconds(1);
 
+// Cheap while it is OK.
+absl::Status StillWanted(const WaitingRequest& item, absl::Time now) {
+  if (now >= item.request.deadline) {
+    return absl::DeadlineExceededError(absl::StrCat("the deadline passed before compute, after ",
+                                                    absl::ToInt64Milliseconds(now - item.arrived),
+                                                    " ms in the queue"));
+  }
+  if (item.request.cancelled != nullptr && item.request.cancelled()) {
+    return absl::CancelledError("the caller has gone");
+  }
+  return absl::OkStatus();
+}
+
+std::vector<int64_t> ReadIds(const PredictionRequest::Input& input) {
+  std::vector<int64_t> ids(input.shape[0]);
+  auto* to = reinterpret_cast<char*>(ids.data());
+  for (const auto& part : input.parts) {
+    std::memcpy(to, part.data(), part.size());
+    to += part.size();
+  }
+  return ids;
+}
+
 absl::Status Draining() { return absl::UnavailableError("this prediction server is draining"); }
 
 }  // namespace
@@ -29,6 +54,8 @@ Predictor::Options Predictor::FromConfig(const PredictionConfig& config) {
   options.max_queue = config.max_queue();
   options.max_batch_size = config.max_batch_size();
   options.max_batch_delay = absl::Microseconds(config.max_batch_delay_us());
+  options.cache_bytes = config.cache_bytes();
+  options.cache_window_steps = config.cache_window_steps();
   return options;
 }
 
@@ -45,16 +72,28 @@ absl::StatusOr<std::unique_ptr<Predictor>> Predictor::Create(Options options) {
         "prediction.max_batch_delay_us is negative; it must be 0 or "
         "more");
   }
+  if (options.cache_bytes < 0 || options.cache_window_steps < 0) {
+    return absl::InvalidArgumentError(
+        "prediction.cache_bytes or cache_window_steps is negative; they must be 0 or more");
+  }
+  if (options.cache_bytes > 0 && options.config.states_size() > 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prediction.cache_bytes is ", options.cache_bytes,
+                     "; predictions of a model with recurrent state cannot be cached"));
+  }
   return std::unique_ptr<Predictor>(new Predictor(std::move(options)));
 }
 
 Predictor::Predictor(Options options)
     : options_(std::move(options)),
+      cache_(options_.cache_bytes > 0 ? std::make_unique<PredictionCache>(options_.cache_bytes)
+                                      : nullptr),
       queue_(options_.max_queue),
       policy_({options_.max_batch_size, options_.max_batch_delay}),
       metrics_({options_.model, options_.metrics, options_.followed, [this] {
+                  const int64_t bytes = cache_ == nullptr ? 0 : cache_->bytes();
                   MutexLock lock(&mu_);
-                  return PredictionMetrics::Now{queue_.size(), 0};
+                  return PredictionMetrics::Now{queue_.size(), bytes};
                 }}) {
   entry_ = options_.pool->Join(
       [this](const ComputePool::Situation& situation) { return Next(situation); });
@@ -113,17 +152,19 @@ absl::Status Predictor::Refusal(absl::Time now) {
 }
 
 void Predictor::RemoveDead(absl::Time now, Taken* taken) {
-  std::vector<Item> dead = queue_.RemoveIf([now](const WaitingRequest& item) {
-    return now >= item.request.deadline ||
-           (item.request.cancelled != nullptr && item.request.cancelled());
-  });
+  std::vector<Item> dead =
+      queue_.RemoveIf([now](const WaitingRequest& item) { return !StillWanted(item, now).ok(); });
+  for (auto parked = parked_.begin(); parked != parked_.end();) {
+    const auto next = std::next(parked);
+    if (!StillWanted(*parked->second, now).ok()) {
+      dead.push_back(std::move(parked->second));
+      parked_.erase(parked);
+    }
+    parked = next;
+  }
   for (Item& item : dead) {
-    absl::Status status =
-        now >= item->request.deadline
-            ? absl::DeadlineExceededError(
-                  absl::StrCat("the deadline passed before compute, after ",
-                               absl::ToInt64Milliseconds(now - item->arrived), " ms in the queue"))
-            : absl::CancelledError("the caller has gone");
+    absl::Status status = StillWanted(*item, now);
+    if (status.ok()) status = absl::CancelledError("the caller was not there for a moment");
     taken->failed.push_back({std::move(item), std::move(status)});
   }
   swept_ = now;
@@ -137,6 +178,7 @@ bool Predictor::FindRoom(const std::string& client, absl::Time now, Taken* taken
 }
 
 absl::Status Predictor::CheckRoom(const std::string& client) {
+  if (cache_ != nullptr) return absl::OkStatus();
   const absl::Time now = options_.clock->Now();
   Taken taken;
   absl::Status status;
@@ -144,7 +186,7 @@ absl::Status Predictor::CheckRoom(const std::string& client) {
     MutexLock lock(&mu_);
     if (!FindRoom(client, now, &taken)) status = Refusal(now);
   }
-  AnswerFailed(std::move(taken.failed));
+  FinishFailed(std::move(taken.failed));
   if (!status.ok()) metrics_.Answered(status, absl::ZeroDuration(), now);
   return status;
 }
@@ -159,34 +201,103 @@ void Predictor::Predict(PredictionRequest request, Done done) {
   absl::StatusOr<RequestPlan> plan = CheckRequest(options_.config, item->request);
   absl::Status status = plan.status();
   status.Update(Ready(item->request.version));
-  if (!status.ok()) return Answer(*item, std::move(status));
+  if (!status.ok()) return Finish(std::move(item), std::move(status));
   item->plan = *std::move(plan);
+  if (cache_ == nullptr || item->plan.example_id < 0 || !item->request.version.empty()) {
+    return Enqueue(std::move(item));
+  }
+  item->cached = std::make_unique<CachedRows>(cache_.get(),
+                                              ReadIds(item->request.inputs[item->plan.example_id]),
+                                              options_.config.num_outputs());
+  Proceed(std::move(item));
+}
 
+void Predictor::Enqueue(Item item) {
   bool wake = false;
   Taken taken;
   {
     MutexLock lock(&mu_);
-    if (draining_) {
+    if (draining_ && !item->accepted) {
       taken.failed.push_back({std::move(item), Draining()});
     } else if (!FindRoom(item->request.client, item->arrived, &taken)) {
       taken.failed.push_back({std::move(item), Refusal(options_.clock->Now())});
     } else {
-      item->accepted = true;
-      policy_.Came(item->arrived);
+      if (!std::exchange(item->accepted, true)) ++unanswered_;
+      if (!std::exchange(item->open, true)) policy_.Came(item->arrived);
       Item displaced = queue_.Push(std::move(item));
       if (displaced != nullptr) {
         taken.failed.push_back({std::move(displaced), Refusal(options_.clock->Now())});
       }
       // While a pass waits for more, only the last of those that it waits for need tell.
       wake = !policy_.waiting() || policy_.Enough(queue_.size(), queue_.examples());
-      unanswered_ += wake ? 2 : 1;  // the entry stays until Wake has returned
+      if (wake) ++unanswered_;  // the entry stays until Wake has returned
     }
   }
   if (wake) {
     options_.pool->Wake(entry_);
     Left(1);
   }
-  AnswerFailed(std::move(taken.failed));
+  FinishFailed(std::move(taken.failed));
+}
+
+void Predictor::Proceed(Item item) {
+  const absl::StatusOr<Snapshot> snapshot = Choose(item->request);
+  if (!snapshot.ok()) return Finish(std::move(item), snapshot.status());
+  const absl::Time start = options_.clock->Now();
+  const Version& held = (*snapshot)->version;
+  int64_t least_step = held.step() - options_.cache_window_steps;
+  if (item->request.max_staleness_steps >= 0) {
+    least_step = std::max(least_step, LatestStep(held) - item->request.max_staleness_steps);
+  }
+  int64_t hits = 0, misses = 0;
+  const CachedRows::Next next = item->cached->Look(held.generation(), least_step, &hits, &misses);
+  metrics_.LookedUp(hits, misses, options_.clock->Now() - start);
+  switch (next) {
+    case CachedRows::Next::kAnswer: {
+      absl::StatusOr<Prediction> prediction = MakeCached(*item, (*snapshot)->precision);
+      return Finish(std::move(item), std::move(prediction));
+    }
+    case CachedRows::Next::kCompute:
+      item->only = item->cached->compute();
+      return Enqueue(std::move(item));
+    case CachedRows::Next::kWait:
+      return Park(std::move(item));
+  }
+}
+
+void Predictor::Park(Item item) {
+  const WaitingRequest* const key = item.get();
+  std::shared_ptr<PredictionCache::Waiter> waiter;
+  absl::Status status;
+  {
+    MutexLock lock(&mu_);
+    if (draining_ && !item->accepted) {
+      status = Draining();
+    } else if (parked_.size() >= static_cast<size_t>(options_.max_queue)) {
+      status = Refusal(options_.clock->Now());
+    } else {
+      if (!std::exchange(item->accepted, true)) ++unanswered_;
+      ++unanswered_;  // for Start below
+      waiter = item->cached->Wait([this, key] { Resume(key); });
+      parked_[key] = std::move(item);
+    }
+  }
+  if (waiter == nullptr) return Finish(std::move(item), std::move(status));
+  waiter->Start();
+  Left(1);
+}
+
+void Predictor::Resume(const WaitingRequest* parked) {
+  Item item;
+  {
+    MutexLock lock(&mu_);
+    const auto found = parked_.find(parked);
+    if (found == parked_.end()) return;  // its deadline has passed meanwhile
+    item = std::move(found->second);
+    parked_.erase(found);
+  }
+  absl::Status wanted = StillWanted(*item, options_.clock->Now());
+  wanted.ok() ? Proceed(std::move(item)) : Finish(std::move(item), std::move(wanted));
 }
 
 void Predictor::TakeBatch(const ComputePool::Situation& situation, absl::Time now, Taken* taken) {
@@ -245,53 +356,73 @@ ComputePool::Offer Predictor::Next(const ComputePool::Situation& situation) {
       policy_.StopWaiting();
     }
   }
-  AnswerFailed(std::move(taken->failed));
-  if (!taken->items.empty()) offer.pass = [this, taken] { Compute(*taken); };
+  FinishFailed(std::move(taken->failed));
+  if (!taken->items.empty()) offer.pass = [this, taken] { Compute(taken.get()); };
   return offer;
 }
 
-void Predictor::Compute(const Taken& taken) {
+void Predictor::Compute(Taken* taken) {
+  std::vector<Item>& items = taken->items;
+  const FollowedModel::Snapshot& snapshot = *taken->snapshot;
   std::vector<const WaitingRequest*> requests;
-  for (const Item& item : taken.items) requests.push_back(item.get());
-  std::vector<PassTimes> passes;
-  const std::vector<absl::StatusOr<Computed>> computed =
-      ComputeBatch(options_.config, *taken.snapshot->model, requests, options_.clock, &passes);
-
-  const absl::Time computed_at = options_.clock->Now();
-  std::vector<absl::StatusOr<Prediction>> predictions;
-  for (size_t i = 0; i < requests.size(); ++i) {
-    predictions.push_back(computed[i].ok()
-                              ? MakePrediction(*requests[i], *computed[i], *taken.snapshot)
-                              : computed[i].status());
-  }
-  const absl::Time now = options_.clock->Now();
   absl::Time waiting_since = absl::InfiniteFuture();
   absl::Duration queued;
-  for (const WaitingRequest* request : requests) {
-    waiting_since = std::min(waiting_since, request->arrived);
-    queued += request->taken - request->arrived;
+  for (const Item& item : items) {
+    requests.push_back(item.get());
+    waiting_since = std::min(waiting_since, item->arrived);
+    queued += item->taken - item->arrived;
   }
+  std::vector<PassTimes> passes;
+  std::vector<absl::StatusOr<Computed>> computed =
+      ComputeBatch(options_.config, *snapshot.model, requests, options_.clock, &passes);
+
+  const absl::Time computed_at = options_.clock->Now();
+  std::vector<absl::StatusOr<Prediction>> predictions(items.size());
+  std::vector<Item> unfinished;  // with cached rows, which are not all there yet
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (!computed[i].ok()) {
+      predictions[i] = computed[i].status();
+    } else if (items[i]->cached == nullptr) {
+      predictions[i] = MakePrediction(*items[i], *computed[i], snapshot.version, snapshot.loaded_at,
+                                      snapshot.precision);
+    } else if (!items[i]->cached->Take(computed[i]->logits, snapshot.version, snapshot.loaded_at)) {
+      items[i]->cached = nullptr;
+      items[i]->only.clear();
+      unfinished.push_back(std::move(items[i]));
+    } else if (!items[i]->cached->complete()) {
+      unfinished.push_back(std::move(items[i]));
+    } else {
+      predictions[i] = MakeCached(*items[i], snapshot.precision);
+    }
+  }
+  const absl::Time now = options_.clock->Now();
+  const auto count = static_cast<int64_t>(items.size());
   for (const PassTimes& pass : passes) {
-    metrics_.Computed({pass.requests, pass.examples,
-                       queued * pass.requests / static_cast<int64_t>(requests.size()), pass.input,
+    metrics_.Computed({pass.requests, pass.examples, queued * pass.requests / count, pass.input,
                        pass.infer, (now - computed_at) / static_cast<int64_t>(passes.size())},
                       now);
   }
-  const int count = static_cast<int>(requests.size());
   {
     // Before the answers leave: who asks again at once is not one more.
     MutexLock lock(&mu_);
-    rate_.Passed(count, waiting_since, now);
-    policy_.Computed(count);
-    policy_.Answered(count, now);
+    rate_.Passed(static_cast<int>(count), waiting_since, now);
+    policy_.Computed(static_cast<int>(count));
+    int answered = 0;
+    for (const Item& item : items) answered += item != nullptr && std::exchange(item->open, false);
+    policy_.Answered(answered, now);
   }
-  for (size_t i = 0; i < requests.size(); ++i) Answer(*requests[i], std::move(predictions[i]));
-  Left(count);
+  for (size_t i = 0; i < items.size(); ++i) {
+    if (items[i] != nullptr) Finish(std::move(items[i]), std::move(predictions[i]));
+  }
+  for (Item& item : unfinished) {
+    item->cached == nullptr ? Enqueue(std::move(item)) : Proceed(std::move(item));
+  }
 }
 
-absl::StatusOr<Prediction> Predictor::MakePrediction(
-    const WaitingRequest& item, const Computed& computed,
-    const FollowedModel::Snapshot& snapshot) const {
+absl::StatusOr<Prediction> Predictor::MakePrediction(const WaitingRequest& item,
+                                                     const Computed& computed,
+                                                     const Version& version, absl::Time loaded_at,
+                                                     DataType precision) const {
   Prediction prediction;
   CODISTILL_ASSIGN_OR_RETURN(
       prediction.outputs,
@@ -301,34 +432,44 @@ absl::StatusOr<Prediction> Predictor::MakePrediction(
     prediction.outputs.push_back(
         {options_.config.states(static_cast<int>(i)).name(), computed.states[i]});
   }
-  prediction.version = snapshot.version;
-  prediction.precision = snapshot.precision;
-  prediction.latest_step = LatestStep(snapshot.version);
-  prediction.staleness_steps = prediction.latest_step - snapshot.version.step();
-  prediction.age = std::max(absl::ZeroDuration(), options_.clock->Now() - snapshot.loaded_at);
+  prediction.version = version;
+  prediction.precision = precision;
+  prediction.latest_step = LatestStep(version);
+  prediction.staleness_steps = prediction.latest_step - version.step();
+  prediction.age = std::max(absl::ZeroDuration(), options_.clock->Now() - loaded_at);
   return prediction;
+}
+
+absl::StatusOr<Prediction> Predictor::MakeCached(const WaitingRequest& item,
+                                                 DataType precision) const {
+  Version version;
+  version.set_generation(item.cached->generation());
+  version.set_step(item.cached->oldest().step);
+  return MakePrediction(item, {item.cached->logits(), {}}, version, item.cached->oldest().loaded_at,
+                        precision);
 }
 
 int64_t Predictor::LatestStep(const Version& held) const {
   return std::max(options_.followed->group_step(), held.step());
 }
 
-void Predictor::AnswerFailed(std::vector<Failed> failed) {
-  if (failed.empty()) return;
-  int accepted = 0;
-  for (const Failed& one : failed) accepted += one.item->accepted ? 1 : 0;
-  {
-    MutexLock lock(&mu_);
-    policy_.Answered(accepted, options_.clock->Now());
-  }
-  for (Failed& one : failed) Answer(*one.item, std::move(one.status));
-  Left(accepted);
+void Predictor::FinishFailed(std::vector<Failed> failed) {
+  for (Failed& one : failed) Finish(std::move(one.item), std::move(one.status));
 }
 
-void Predictor::Answer(const WaitingRequest& item, absl::StatusOr<Prediction> result) {
+void Predictor::Finish(Item item, absl::StatusOr<Prediction> result) {
+  if (std::exchange(item->open, false)) {
+    MutexLock lock(&mu_);
+    policy_.Answered(1, options_.clock->Now());
+  }
+  // Those who wait for what it was to compute no longer do so.
+  if (item->cached != nullptr) item->cached->GiveUp();
   const absl::Time now = options_.clock->Now();
-  metrics_.Answered(result.status(), now - item.arrived, now);
-  item.done(std::move(result));
+  metrics_.Answered(result.status(), now - item->arrived, now);
+  item->done(std::move(result));
+  if (!item->accepted) return;
+  item = nullptr;  // before anybody may go
+  Left(1);
 }
 
 void Predictor::Left(int requests) {

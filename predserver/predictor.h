@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
@@ -19,6 +20,7 @@
 #include "predserver/compute_pool.h"
 #include "predserver/model_statistics.h"
 #include "predserver/prediction.h"
+#include "predserver/prediction_cache.h"
 #include "predserver/prediction_metrics.h"
 #include "predserver/request_queue.h"
 #include "proto/control.pb.h"
@@ -29,7 +31,14 @@ namespace codistill {
 // Answers prediction requests with a followed model: checks each, queues it (RequestQueue), and
 // computes it together with others in one forward pass (BatchPolicy) on the threads of a
 // ComputePool. All requests of a pass are answered by one version of the model, which their answers
-// name. Knows nothing of gRPC. Thread-safe; nothing blocks but Drain.
+// name.
+//
+// With a cache, a request that brings example ids and names no version is answered, example by
+// example, with what was computed for the same ids before by the held version or one at most
+// cache_window_steps older of the same generation; only the rest is computed. Its answer names the
+// oldest version of all its examples, and staleness and age are that version's.
+//
+// Knows nothing of gRPC. Thread-safe; nothing blocks but Drain.
 class Predictor {
  public:
   struct Options {
@@ -39,6 +48,10 @@ class Predictor {
     int max_queue = 256;                      // requests that wait
     int64_t max_batch_size = 256;             // examples of one pass
     absl::Duration max_batch_delay = absl::Milliseconds(1);
+    // Memory of the cache of predictions by example id; 0: none. Not for recurrent models.
+    int64_t cache_bytes = 0;
+    int64_t cache_window_steps =
+        100;                      // that a cached prediction may be older than the held version
     ComputePool* pool = nullptr;  // not owned, outlives the predictor
     Metrics* metrics = nullptr;   // not owned, outlives the predictor; may be null
     Clock* clock = Clock::Real();
@@ -57,7 +70,8 @@ class Predictor {
   void Predict(PredictionRequest request, Done done);
 
   // What Predict would refuse for want of room, before a request is even taken apart. Counts as a
-  // request if it is refused.
+  // request if it is refused. (What is in the cache needs no room: with one, nothing is refused
+  // here.)
   absl::Status CheckRoom(const std::string& client);
 
   // OK if `version` (empty: any) is held. Else NOT_FOUND or UNAVAILABLE (also while draining).
@@ -108,24 +122,33 @@ class Predictor {
   // The version that answers a request.
   absl::StatusOr<Snapshot> Choose(const PredictionRequest& request) const;
   ComputePool::Offer Next(const ComputePool::Situation& situation);
-  void Compute(const Taken& taken);
+  // A request that has been checked goes into the queue, or one with cached rows on its way.
+  void Enqueue(Item item);
+  void Proceed(Item item);
+  void Park(Item item);
+  void Resume(const WaitingRequest* parked);
+  void Compute(Taken* taken);
   absl::StatusOr<Prediction> MakePrediction(const WaitingRequest& item, const Computed& computed,
-                                            const FollowedModel::Snapshot& snapshot) const;
+                                            const Version& version, absl::Time loaded_at,
+                                            DataType precision) const;
+  absl::StatusOr<Prediction> MakeCached(const WaitingRequest& item, DataType precision) const;
   // Newest step that the group has committed, as last told; never less than the held one (after a
   // restore the group may be behind what it published before).
   int64_t LatestStep(const Version& held) const;
-  void AnswerFailed(std::vector<Failed> failed);
-  void Answer(const WaitingRequest& item, absl::StatusOr<Prediction> result);
-  // After so many accepted requests have been answered.
-  void Left(int requests);
+  void FinishFailed(std::vector<Failed> failed);
+  void Finish(Item item, absl::StatusOr<Prediction> result);
+  void Left(int requests);  // unanswered_
 
   const Options options_;
+  const std::unique_ptr<PredictionCache> cache_;  // may be null
   mutable Mutex mu_;
   RequestQueue queue_ ABSL_GUARDED_BY(mu_);
   BatchPolicy policy_ ABSL_GUARDED_BY(mu_);
   DrainRate rate_ ABSL_GUARDED_BY(mu_);
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
-  int unanswered_ ABSL_GUARDED_BY(mu_) = 0;  // accepted requests
+  int unanswered_ ABSL_GUARDED_BY(mu_) = 0;  // accepted requests, and calls that need entry_
+  // Those that wait for others to compute what they ask.
+  absl::flat_hash_map<const WaitingRequest*, Item> parked_ ABSL_GUARDED_BY(mu_);
   absl::Time swept_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
   PredictionMetrics metrics_;
   Mutex drain_mu_;

@@ -12,6 +12,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "predserver/cached_rows.h"
 #include "predserver/prediction.h"
 #include "predserver/request_check.h"
 
@@ -22,9 +23,12 @@ struct WaitingRequest {
   PredictionRequest request;
   RequestPlan plan;
   absl::Time arrived;
-  bool accepted = false;
-  absl::Time taken;  // out of the queue, into a pass
+  bool accepted = false;  // until it is answered, nobody may go
+  bool open = false;      // a BatchPolicy counts on it
+  absl::Time taken;       // out of the queue, into a pass
   std::function<void(absl::StatusOr<Prediction>)> done;
+  // Where predictions are cached: those there are so far. Else null.
+  std::unique_ptr<CachedRows> cached;
   // The examples to compute, ascending; empty: all.
   std::vector<int32_t> only;
 
