@@ -1,0 +1,284 @@
+// A prediction server that is offered four times what it can do.
+//
+//   overload [--quick]
+//
+// The server has one compute thread on core 0 and serves an MLP 1024-4096-4096-1000; every call
+// brings 4 examples. Its capacity is measured in a closed loop, before and after; in between calls
+// come in an open loop from 16 clients on core 1, at four times the capacity, for 60 s (--quick:
+// 10).
+//
+//   goodput_ratio     right answers a second under overload, of the capacity
+//   refusal_cpu_us    processor time of the server for one refused call: of its threads but the
+//                     computing ones, less what they spend on accepted calls (measured at capacity)
+//   memory_growth     of the server's resident memory, from the first to the last tenth
+//
+// Every answer is compared with that of an idle server, and every refusal must say when to come
+// again. The last line of the output is a JSON object.
+
+#include <dirent.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/base/deadlock_detection.h"
+#include "common/base/file.h"
+#include "common/base/random.h"
+#include "common/base/status.h"
+#include "common/config/job.h"
+#include "control/child_process.h"
+#include "nlohmann/json.hpp"
+#include "tests/benchmarks/harness.h"
+#include "tests/benchmarks/inference_load.h"
+#include "tests/benchmarks/server_group.h"
+#include "tests/integration/job_harness.h"
+
+namespace codistill {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+constexpr int kServerCore = 0;
+constexpr int kClientCore = 1;
+constexpr int64_t kInputs = 1024;
+constexpr int64_t kExamples = 4;  // of a call
+constexpr int kBatches = 8;       // different ones
+constexpr int kMaxBatch = 64;     // examples of a pass
+constexpr int kConnections = 16;
+constexpr int kOutstanding = 96;  // closed loop: six passes' worth, less than the queue holds
+constexpr double kFactor = 4;
+
+absl::StatusOr<JobConfig> MakeJob() {
+  JobConfig job = MlpJob("overload", 1);
+  ModelConfig* model = job.mutable_model();
+  for (auto& option : *model->mutable_export_()->mutable_options()) {
+    if (option.key() == "in_features") option.set_value(absl::StrCat(kInputs));
+    if (option.key() == "hidden") option.set_value("4096,4096");
+    if (option.key() == "num_classes") option.set_value("1000");
+  }
+  model->mutable_inputs(0)->set_shape(0, kInputs);
+  model->set_num_outputs(1000);
+  job.mutable_prediction()->set_max_batch_size(kMaxBatch);
+  CODISTILL_RETURN_IF_ERROR(ExportArchives(&job));
+  return job;
+}
+
+// Nanoseconds of processor time of a process' threads so far: those that compute, and the others.
+struct Processor {
+  double compute = 0;
+  double other = 0;
+};
+
+Processor ProcessorOf(pid_t pid) {
+  Processor sum;
+  const std::string tasks = absl::StrCat("/proc/", pid, "/task");
+  DIR* const directory = opendir(tasks.c_str());
+  if (directory == nullptr) return sum;
+  while (const dirent* entry = readdir(directory)) {
+    if (entry->d_name[0] == '.') continue;
+    std::string name;
+    double nanoseconds = 0;
+    std::ifstream(absl::StrCat(tasks, "/", entry->d_name, "/comm")) >> name;
+    std::ifstream(absl::StrCat(tasks, "/", entry->d_name, "/schedstat")) >> nanoseconds;
+    (absl::StartsWith(name, "compute") ? sum.compute : sum.other) += nanoseconds * 1e-9;
+  }
+  closedir(directory);
+  return sum;
+}
+
+double ResidentMiB(pid_t pid) {
+  double pages = 0, resident = 0;
+  std::ifstream(absl::StrCat("/proc/", pid, "/statm")) >> pages >> resident;
+  return resident * static_cast<double>(sysconf(_SC_PAGESIZE)) / (1 << 20);
+}
+
+class Server {
+ public:
+  static absl::StatusOr<std::unique_ptr<Server>> Start(const JobConfig& job) {
+    const std::string directory = NewDirectory("server");
+    const std::string path = JoinPath(directory, "job.textproto");
+    CODISTILL_RETURN_IF_ERROR(SaveJob(job, path));
+    const std::string ready = JoinPath(directory, "ready.json");
+    auto server = std::make_unique<Server>();
+    CODISTILL_ASSIGN_OR_RETURN(
+        server->process_,
+        StartPinned({RunfilesBinaries().prediction_server, absl::StrCat("--job=", path),
+                     absl::StrCat("--archive=", ArchivePath(job, 0)), "--name=mlp",
+                     "--compute_threads=1", "--port=0", absl::StrCat("--ready_file=", ready)},
+                    ready, kServerCore, kClientCore));
+    CODISTILL_ASSIGN_OR_RETURN(const std::string text, ReadFile(ready, 1 << 16));
+    server->address_ = nlohmann::json::parse(text).value("address", "");
+    return server;
+  }
+  ~Server() {
+    process_.Signal(SIGKILL);
+    while (process_.running() && !process_.Poll()) absl::SleepFor(absl::Milliseconds(5));
+  }
+  const std::string& address() const { return address_; }
+  pid_t pid() const { return process_.pid(); }
+
+ private:
+  ChildProcess process_;
+  std::string address_;
+};
+
+// Reads the server's memory ten times a second while it lives.
+class MemoryWatch {
+ public:
+  explicit MemoryWatch(pid_t pid)
+      : thread_([this, pid] {
+          while (!stop_) {
+            samples_.push_back(ResidentMiB(pid));
+            absl::SleepFor(absl::Milliseconds(100));
+          }
+        }) {}
+  std::vector<double> Stop() {
+    stop_ = true;
+    thread_.join();
+    return samples_;
+  }
+
+ private:
+  std::atomic<bool> stop_{false};
+  std::vector<double> samples_;
+  std::thread thread_;
+};
+
+Json Milliseconds(const std::vector<double>& seconds) {
+  if (seconds.empty()) return nullptr;
+  return {{"p50", Percentile(seconds, 0.5) * 1e3}, {"p99", Percentile(seconds, 0.99) * 1e3}};
+}
+
+absl::Status CheckCapacity(const InferenceLoad::Counts& counts) {
+  if (counts.failed + counts.refused == 0) return absl::OkStatus();
+  return absl::InternalError(absl::StrCat("at capacity: ", counts.refused, " refused, ",
+                                          counts.failed, " failed: ", counts.first_failure));
+}
+
+absl::StatusOr<Json> Benchmark(bool quick) {
+  const absl::Duration closed_time = absl::Seconds(quick ? 5 : 10);
+  const absl::Duration open_time = absl::Seconds(quick ? 10 : 60);
+  CODISTILL_ASSIGN_OR_RETURN(const JobConfig job, MakeJob());
+  CODISTILL_ASSIGN_OR_RETURN(const auto server, Server::Start(job));
+  InferenceLoad::Options options;
+  options.address = server->address();
+  options.model = "mlp";
+  options.connections = kConnections;
+  RandomStream random(3);
+  for (int i = 0; i < kBatches; ++i) {
+    Tensor batch = Tensor::Allocate(DT_FLOAT, {kExamples, kInputs});
+    for (float& value : batch.As<float>()) value = static_cast<float>(random.Normal());
+    options.batches.push_back(std::move(batch));
+  }
+  CODISTILL_ASSIGN_OR_RETURN(const auto load, InferenceLoad::Start(std::move(options)));
+  load->Closed(kOutstanding, absl::Seconds(2));  // warm
+
+  const Processor at_start = ProcessorOf(server->pid());
+  const InferenceLoad::Counts before = load->Closed(kOutstanding, closed_time);
+  const Processor at_capacity = ProcessorOf(server->pid());
+  CODISTILL_RETURN_IF_ERROR(CheckCapacity(before));
+  const double first = static_cast<double>(before.answered) / before.seconds;
+  std::printf("capacity: %.1f calls/s\n", first);
+  std::fflush(stdout);
+
+  MemoryWatch memory(server->pid());
+  const Processor open_start = ProcessorOf(server->pid());
+  const InferenceLoad::Counts open = load->Open(kFactor * first, open_time);
+  const Processor open_end = ProcessorOf(server->pid());
+  const std::vector<double> resident = memory.Stop();
+  std::printf("offered %.1f calls/s: %.1f answered, %.1f refused, %lld failed\n",
+              static_cast<double>(open.offered) / open.seconds,
+              static_cast<double>(open.answered) / open.seconds,
+              static_cast<double>(open.refused) / open.seconds,
+              static_cast<long long>(open.failed));
+  std::fflush(stdout);
+  const InferenceLoad::Counts after = load->Closed(kOutstanding, closed_time);
+  CODISTILL_RETURN_IF_ERROR(CheckCapacity(after));
+  const double second = static_cast<double>(after.answered) / after.seconds;
+  if (open.failed > 0) {
+    return absl::InternalError(
+        absl::StrCat("under overload ", open.failed, " calls failed: ", open.first_failure));
+  }
+
+  const double capacity = (first + second) / 2;
+  const double answered = static_cast<double>(open.answered);
+  const double accepted_cpu =
+      (at_capacity.other - at_start.other) / static_cast<double>(before.answered);
+  const double refused_cpu = open_end.other - open_start.other - answered * accepted_cpu;
+  const size_t tenth = std::max<size_t>(1, resident.size() / 10);
+  const double early = Median({resident.begin() + tenth, resident.begin() + 2 * tenth});
+  const double late = Median({resident.end() - tenth, resident.end()});
+
+  Json out = NewReport("overload", 1,
+                       absl::StrCat("server on core ", kServerCore, " with one compute thread, ",
+                                    kConnections, " clients on core ", kClientCore));
+  out["goodput_ratio"] = answered / open.seconds / capacity;
+  out["refusal_cpu_us"] = refused_cpu / static_cast<double>(open.refused) * 1e6;
+  out["memory_growth"] = late / early - 1;
+  out["refused_without_delay"] = open.refused_without_delay;
+  out["model"] = "MLP 1024-4096-4096-1000";
+  out["shapes"] = absl::StrCat(kExamples, " examples a call, at most ", kMaxBatch, " a pass");
+  out["threads"] = 1;
+  out["capacity_calls_per_second"] = capacity;
+  out["capacity_before_and_after"] = {first, second};
+  out["offered_calls_per_second"] = static_cast<double>(open.offered) / open.seconds;
+  out["seconds"] = open.seconds;
+  out["answered"] = open.answered;
+  out["refused"] = open.refused;
+  // Everything that the other threads did, put down to refusals.
+  out["refusal_cpu_us_at_most"] =
+      (open_end.other - open_start.other) / static_cast<double>(open.refused) * 1e6;
+  out["accepted_cpu_us_beside_compute"] = accepted_cpu * 1e6;
+  out["resident_mib_early_and_late"] = {early, late};
+  out["latency_ms"] = Milliseconds(open.latencies);
+  out["latency_at_capacity_ms"] = Milliseconds(before.latencies);
+  out["refusal_latency_ms"] = Milliseconds(open.refusal_latencies);
+  out["verified"] = {
+      {"answers_compared", before.answered + open.answered + after.answered},
+      {"largest_difference",
+       std::max({before.largest_difference, open.largest_difference, after.largest_difference})}};
+  return out;
+}
+
+int Main(int argc, char** argv) {
+  const bool quick = argc > 1 && std::string(argv[1]) == "--quick";
+  if (argc > 2 || (argc == 2 && !quick)) {
+    std::fprintf(stderr, "usage: overload [--quick]\n");
+    return 2;
+  }
+  if (std::thread::hardware_concurrency() < 2) {
+    std::fprintf(stderr, "overload: needs two cores\n");
+    return 1;
+  }
+  absl::Status status = PinToCore(kClientCore);
+  if (status.ok()) {
+    const absl::StatusOr<Json> result = Benchmark(quick);
+    if (result.ok()) {
+      PrintReport(*result);
+      return 0;
+    }
+    status = result.status();
+  }
+  std::fprintf(stderr, "overload: %s\n", status.ToString().c_str());
+  return 1;
+}
+
+}  // namespace
+}  // namespace codistill
+
+int main(int argc, char** argv) {
+  codistill::DisableDeadlockDetection();
+  codistill::RetainHeap();
+  return codistill::Main(argc, argv);
+}
