@@ -20,11 +20,14 @@ constexpr char kModelInfer[] = "/inference.GRPCInferenceService/ModelInfer";
 class PendingCall : public InferenceChannel::Call {
  public:
   PendingCall(InferenceQuestion question, absl::Time deadline, InferenceChannel::Done done)
-      : question_(std::move(question)), done_(std::move(done)), context_(MakeContext(deadline)) {}
+      : question_(std::move(question)),
+        done_(std::move(done)),
+        context_(MakeContext(deadline)),
+        request_(EncodeQuestion(question_)) {}
 
   void Start(grpc::GenericStub* stub, grpc::CompletionQueue* queue) {
-    const grpc::ByteBuffer request = EncodeQuestion(question_);
-    reader_ = stub->PrepareUnaryCall(context_.get(), kModelInfer, request, queue);
+    reader_ = stub->PrepareUnaryCall(context_.get(), kModelInfer, request_, queue);
+    request_.Clear();  // gRPC has its own references
     reader_->StartCall();
     reader_->Finish(&response_, &status_, this);
   }
@@ -42,6 +45,7 @@ class PendingCall : public InferenceChannel::Call {
   const InferenceQuestion question_;
   const InferenceChannel::Done done_;
   const std::unique_ptr<grpc::ClientContext> context_;
+  grpc::ByteBuffer request_;
   std::unique_ptr<grpc::ClientAsyncResponseReader<grpc::ByteBuffer>> reader_;
   grpc::ByteBuffer response_;
   grpc::Status status_;

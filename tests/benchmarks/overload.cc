@@ -52,6 +52,7 @@ using Json = nlohmann::ordered_json;
 constexpr int kServerCore = 0;
 constexpr int kClientCore = 1;
 constexpr int64_t kInputs = 1024;
+constexpr int64_t kClasses = 1000;
 constexpr int64_t kExamples = 4;  // of a call
 constexpr int kBatches = 8;       // different ones
 constexpr int kMaxBatch = 64;     // examples of a pass
@@ -65,10 +66,15 @@ absl::StatusOr<JobConfig> MakeJob() {
   for (auto& option : *model->mutable_export_()->mutable_options()) {
     if (option.key() == "in_features") option.set_value(absl::StrCat(kInputs));
     if (option.key() == "hidden") option.set_value("4096,4096");
-    if (option.key() == "num_classes") option.set_value("1000");
+    if (option.key() == "num_classes") option.set_value(absl::StrCat(kClasses));
   }
   model->mutable_inputs(0)->set_shape(0, kInputs);
-  model->set_num_outputs(1000);
+  model->set_num_outputs(kClasses);
+  for (auto* data :
+       {job.mutable_data()->mutable_train(), job.mutable_data()->mutable_validation()}) {
+    data->mutable_synthetic()->set_inputs(kInputs);  // which nobody reads
+    data->mutable_synthetic()->set_classes(kClasses);
+  }
   job.mutable_prediction()->set_max_batch_size(kMaxBatch);
   CODISTILL_RETURN_IF_ERROR(ExportArchives(&job));
   return job;
