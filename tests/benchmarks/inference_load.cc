@@ -114,10 +114,8 @@ class InferenceLoadImpl : public InferenceLoad {
       Send(next_++);
       due += absl::Seconds(-std::log(1 - random.Uniform()) / rate);
     }
-    const absl::Time end = absl::Now();
+    const Counts counts = Snapshot(start);
     AwaitAll();
-    Counts counts = Snapshot(start);
-    counts.seconds = absl::ToDoubleSeconds(end - start);
     return counts;
   }
 

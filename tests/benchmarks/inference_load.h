@@ -43,6 +43,7 @@ class InferenceLoad {
     std::vector<double> refusal_latencies;
     double largest_difference = 0;  // of any answer, of the largest value
   };
+  // What came within `time`; then waits for what is still under way.
   // Closed loop: so many calls under way all the time.
   virtual Counts Closed(int outstanding, absl::Duration time) = 0;
   // Open loop: calls arrive as a Poisson process of `rate` a second, whatever becomes of the
