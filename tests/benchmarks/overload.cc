@@ -9,9 +9,8 @@
 //
 //   goodput_ratio     right answers a second under overload, of the capacity
 //   refusal_cpu_us    processor time of the server for one refused call, where refused calls come
-//   back
-//                     at once, thousands a second, and hardly anything else happens: of its threads
-//                     but the computing ones, less what they spend on accepted calls (at capacity)
+//                     again at once, thousands a second, and hardly anything else happens: of its
+//                     threads but the computing ones, less what accepted calls cost at capacity
 //   refusal_cpu_us_at_4x   the same under the overload: calls are so far apart that each pays for
 //                     waking gRPC's threads on a core that computes; so does one that is accepted
 //   memory_growth     of the server's resident memory, from the second to the last tenth
