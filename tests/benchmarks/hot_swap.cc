@@ -3,14 +3,18 @@
 // without a break. Every element of every answer tells which version it comes from. Blocks with and
 // without swaps alternate.
 //
-//   hot_swap [--quick] [--pause_us=N]   N: microseconds a client waits between answer and question
+//   hot_swap [--quick] [--pause_us=N] [--rounds=N]
+//
+// --pause_us: microseconds that a client waits between answer and question; 0 keeps the server's
+// core busy. --rounds: of 10 swaps and 6 s without, 10 unless said otherwise.
 
 #include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
-#include <cstring>
+#include <fstream>
 #include <future>
 #include <memory>
 #include <set>
@@ -21,6 +25,8 @@
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
 #include "absl/time/clock.h"
 #include "common/base/file.h"
 #include "common/base/mutex.h"
@@ -131,11 +137,19 @@ nlohmann::ordered_json Latencies(std::vector<double> seconds) {
           {"max_ms", Percentile(seconds, 1) * 1e3}};
 }
 
-int Main(bool quick, absl::Duration pause) {
+// Resident memory of a process, in bytes; 0 if it cannot be told.
+int64_t ResidentBytes(pid_t pid) {
+  std::ifstream file(absl::StrCat("/proc/", pid, "/statm"));
+  int64_t total = 0, resident = 0;
+  file >> total >> resident;
+  return resident * sysconf(_SC_PAGESIZE);
+}
+
+int Main(bool quick, int64_t rounds_wanted, absl::Duration pause) {
   if (!PinToCore(kClientCore).ok()) Die("no core 1");
-  const int rounds = quick ? 3 : 10;
+  const int rounds = rounds_wanted > 0 ? static_cast<int>(rounds_wanted) : quick ? 3 : 10;
   const int swaps_a_block = quick ? 3 : 10;
-  const absl::Duration quiet_block = absl::Seconds(quick ? 3 : 8);
+  const absl::Duration quiet_block = absl::Seconds(quick ? 3 : 6);
   const char* const tmp = std::getenv("TEST_TMPDIR");
   KnownGroup::Options options;
   options.directory = JoinPath(tmp == nullptr ? "/tmp" : tmp, "hot_swap");
@@ -170,6 +184,7 @@ int Main(bool quick, absl::Duration pause) {
   publisher.Begin(3);
   publisher.Wait();
   absl::SleepFor(absl::Seconds(1));
+  const int64_t resident_before = ResidentBytes(server.pid());
   std::vector<Block> blocks;
   for (int r = 0; r < rounds; ++r) {
     for (int which = 0; which < 2; ++which) {
@@ -188,6 +203,7 @@ int Main(bool quick, absl::Duration pause) {
       blocks.push_back(std::move(block));
     }
   }
+  const int64_t resident_after = ResidentBytes(server.pid());
   const KnownLoad::Result result = clients->Stop();
   const auto status = Must(GetDaemonStatus(load.address, absl::Seconds(10)), "status");
   server.Signal(SIGTERM);
@@ -247,6 +263,8 @@ int Main(bool quick, absl::Duration pause) {
   }
   report["server_swaps"] = status.models(0).swaps();
   report["server_failed_loads"] = status.models(0).failed_loads();
+  report["server_resident_mb_before_and_after"] = {static_cast<double>(resident_before) / 1e6,
+                                                   static_cast<double>(resident_after) / 1e6};
   if (!result.error.empty()) report["first_error"] = result.error;
   PrintReport(report);
   return result.failed == 0 && result.wrong == 0 && unseen == 0 ? 0 : 1;
@@ -257,16 +275,18 @@ int Main(bool quick, absl::Duration pause) {
 
 int main(int argc, char** argv) {
   bool quick = false;
-  int64_t pause = 0;
+  int64_t pause = 0, rounds = 0;
   for (int i = 1; i < argc; ++i) {
-    const char kPause[] = "--pause_us=";
-    if (std::strcmp(argv[i], "--quick") == 0) {
-      quick = true;
-    } else if (std::strncmp(argv[i], kPause, sizeof(kPause) - 1) != 0 ||
-               !absl::SimpleAtoi(argv[i] + sizeof(kPause) - 1, &pause)) {
+    absl::string_view argument = argv[i];
+    const bool known =
+        argument == "--quick"                           ? quick = true
+        : absl::ConsumePrefix(&argument, "--pause_us=") ? absl::SimpleAtoi(argument, &pause)
+        : absl::ConsumePrefix(&argument, "--rounds=")   ? absl::SimpleAtoi(argument, &rounds)
+                                                        : false;
+    if (!known) {
       std::fprintf(stderr, "hot_swap: unknown argument %s\n", argv[i]);
       return 2;
     }
   }
-  return codistill::Main(quick, absl::Microseconds(pause));
+  return codistill::Main(quick, rounds, absl::Microseconds(pause));
 }
