@@ -15,12 +15,12 @@ namespace {
 
 // Whether an element is a NaN or, if `infinite`, an infinity. By integers, which vectorises.
 bool HasBad(const float* values, int64_t n, bool infinite) {
-  const uint32_t limit = infinite ? 0x7f7fffffu : 0x7f800000u;  // largest bits that are good
-  uint32_t largest = 0;
+  const int32_t limit = infinite ? 0x7f7fffff : 0x7f800000;  // largest bits that are good
+  int32_t largest = 0;
   for (int64_t i = 0; i < n; ++i) {
-    uint32_t bits;
+    int32_t bits;
     std::memcpy(&bits, values + i, sizeof(bits));
-    largest = std::max(largest, bits & 0x7fffffffu);
+    largest = std::max(largest, bits & 0x7fffffff);
   }
   return largest > limit;
 }

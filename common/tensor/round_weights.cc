@@ -12,11 +12,11 @@ namespace {
 // Largest magnitude of `n` values. Bits of a positive float are in the order of the floats, and a
 // maximum of integers vectorises without further licence.
 float Largest(const float* values, int64_t n) {
-  uint32_t largest = 0;
+  int32_t largest = 0;
   for (int64_t i = 0; i < n; ++i) {
-    uint32_t bits;
+    int32_t bits;
     std::memcpy(&bits, values + i, sizeof(bits));
-    largest = std::max(largest, bits & 0x7fffffffu);
+    largest = std::max(largest, bits & 0x7fffffff);
   }
   float result;
   std::memcpy(&result, &largest, sizeof(result));
