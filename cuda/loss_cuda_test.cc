@@ -239,6 +239,12 @@ TEST(LossCudaValidationTest, RefusesWhatItCannotDo) {
   inputs.teachers = {};
   EXPECT_EQ(LaunchLoss(LossOptions(), inputs, &value, &value, nullptr).code(),
             absl::StatusCode::kInvalidArgument);
+  const int32_t index = 0;
+  const TopKTeacher top_k = {&index, &value, &value, 1};
+  inputs.topk_teachers = absl::MakeConstSpan(&top_k, 1);
+  const absl::Status status = LaunchLoss(LossOptions(), inputs, &value, &value, nullptr);
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnimplemented);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("topk_teachers"));
 }
 
 TEST(LossCudaLaunchTest, NamesTheErrorWhereThereIsNoDevice) {

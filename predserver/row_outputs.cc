@@ -156,8 +156,8 @@ class TopK {
   TopK(int64_t columns, double temperature, int64_t k)
       : n_(columns), k_(k), walk_(columns, temperature), values_(k) {
     // Few groups are quickly searched, small ones quickly looked through.
-    while (2 * group_ <= kChunk && columns / (2 * group_) >= 4 * k) group_ *= 2;
-    grouped_ = columns / group_ >= 2 * k;
+    while (2 * group_ <= kChunk && columns / (2 * group_) >= 2 * k) group_ *= 2;
+    grouped_ = columns / group_ >= k;
     maxima_.resize((columns + group_ - 1) / group_);
   }
 
