@@ -112,6 +112,9 @@ class Predictor {
   };
 
   explicit Predictor(Options options);
+  static absl::Status Draining();
+  // OK, and then cheap, or why nobody waits for the answer any more.
+  static absl::Status StillWanted(const WaitingRequest& item, absl::Time now);
   absl::Status Refusal(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Whether there is a place in the queue; `taken` gets those whose dead requests gave it up.
   bool FindRoom(const std::string& client, absl::Time now, Taken* taken)

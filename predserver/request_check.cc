@@ -295,15 +295,4 @@ absl::Status CheckValues(const std::string& input, DataType dtype, const void* d
   return absl::OkStatus();
 }
 
-absl::StatusOr<Tensor> ReadInput(const PredictionRequest::Input& input) {
-  Tensor tensor = Tensor::Allocate(DataTypeFromName(input.datatype), input.shape);
-  char* to = static_cast<char*>(tensor.data());
-  for (const auto& part : input.parts) {
-    std::memcpy(to, part.data(), part.size());
-    to += part.size();
-  }
-  CODISTILL_RETURN_IF_ERROR(CheckValues(input.name, tensor.dtype(), tensor.data(), tensor.bytes()));
-  return tensor;
-}
-
 }  // namespace codistill

@@ -52,9 +52,6 @@ std::vector<OutputDescription> DescribeOutputs(const ModelConfig& config);
 // prediction would be one too, or a BOOL is neither 0 nor 1. `bytes` is whole elements.
 absl::Status CheckValues(const std::string& input, DataType dtype, const void* data, size_t bytes);
 
-// A checked input as a tensor of its own (one copy), its values checked too.
-absl::StatusOr<Tensor> ReadInput(const PredictionRequest::Input& input);
-
 }  // namespace codistill
 
 #endif  // CODISTILL_PREDSERVER_REQUEST_CHECK_H_

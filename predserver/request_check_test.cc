@@ -229,31 +229,21 @@ TEST(RequestCheckTest, HugeShapesAreRefusedWithoutAllocating) {
   EXPECT_NE(Error(r), "");
 }
 
-TEST(RequestCheckTest, ReadInputPutsPartsTogether) {
-  const float values[] = {1, 2, 3, 4};
-  const auto* bytes = reinterpret_cast<const uint8_t*>(values);
-  PredictionRequest::Input input{"x", "FP32", {4}, {{bytes, 3}, {bytes + 3, 0}, {bytes + 3, 13}}};
-  const auto tensor = ReadInput(input);
-  ASSERT_TRUE(tensor.ok()) << tensor.status();
-  EXPECT_THAT(tensor->As<float>(), ElementsAre(1, 2, 3, 4));
-}
-
-TEST(RequestCheckTest, ReadInputRefusesWhatIsNotFinite) {
+TEST(RequestCheckTest, ValuesMustBeFiniteAndFlagsFlags) {
   float values[] = {1, 2, std::numeric_limits<float>::quiet_NaN()};
-  const PredictionRequest::Input input{
-      "x", "FP32", {3}, {{reinterpret_cast<const uint8_t*>(values), sizeof(values)}}};
-  EXPECT_EQ(ReadInput(input).status(),
+  EXPECT_TRUE(CheckValues("x", DT_FLOAT, values, 8).ok());
+  EXPECT_EQ(CheckValues("x", DT_FLOAT, values, 12),
             absl::InvalidArgumentError("input x: has a NaN or an infinity; values must be finite"));
   double doubles[] = {std::numeric_limits<double>::infinity()};
-  EXPECT_FALSE(
-      ReadInput({"x", "FP64", {1}, {{reinterpret_cast<const uint8_t*>(doubles), 8}}}).ok());
-  uint8_t bools[] = {0, 1};
-  EXPECT_TRUE(ReadInput({"x", "BOOL", {2}, {{bools, 2}}}).ok());
-  bools[1] = 2;
-  EXPECT_EQ(ReadInput({"x", "BOOL", {2}, {{bools, 2}}}).status(),
-            absl::InvalidArgumentError("input x: has a BOOL that is neither 0 nor 1"));
+  EXPECT_FALSE(CheckValues("x", DT_DOUBLE, doubles, 8).ok());
   doubles[0] = 1e300;
-  EXPECT_TRUE(ReadInput({"x", "FP64", {1}, {{reinterpret_cast<const uint8_t*>(doubles), 8}}}).ok());
+  EXPECT_TRUE(CheckValues("x", DT_DOUBLE, doubles, 8).ok());
+  uint8_t bools[] = {0, 1};
+  EXPECT_TRUE(CheckValues("x", DT_BOOL, bools, 2).ok());
+  bools[1] = 2;
+  EXPECT_EQ(CheckValues("x", DT_BOOL, bools, 2),
+            absl::InvalidArgumentError("input x: has a BOOL that is neither 0 nor 1"));
+  EXPECT_TRUE(CheckValues("x", DT_UINT8, bools, 2).ok());
 }
 
 }  // namespace
