@@ -14,6 +14,7 @@
 #include "absl/flags/flag.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/blas_kernels.h"
 #include "common/base/heap.h"
 #include "common/base/status.h"
 #include "common/config/job.h"
@@ -122,6 +123,7 @@ absl::Status Serve() {
 }  // namespace codistill
 
 int main(int argc, char** argv) {
+  codistill::RestartWithFastBlas(argv);
   codistill::ConfigureHeapForTensors();
   codistill::InitDaemon(argc, argv,
                         "Serves predictions: prediction_server --job JOB.textproto --group "

@@ -1,14 +1,13 @@
 #ifndef CODISTILL_TESTS_BENCHMARKS_BARE_PROCESS_H_
 #define CODISTILL_TESTS_BENCHMARKS_BARE_PROCESS_H_
 
-#include <sys/types.h>
-
-#include <cstdio>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "tests/benchmarks/pinned_process.h"
 
 namespace codistill {
 
@@ -27,7 +26,6 @@ class BareProcess {
   };
   // OK once it has its batches.
   static absl::StatusOr<std::unique_ptr<BareProcess>> Start(const Options& options);
-  ~BareProcess();  // ends it
 
   struct Result {
     double seconds = 0;            // by the clock
@@ -37,11 +35,9 @@ class BareProcess {
   absl::StatusOr<Result> Run(int steps);
 
  private:
-  BareProcess(pid_t pid, std::FILE* to, std::FILE* from) : pid_(pid), to_(to), from_(from) {}
+  explicit BareProcess(std::unique_ptr<PipedProcess> process) : process_(std::move(process)) {}
 
-  const pid_t pid_;
-  std::FILE* const to_;
-  std::FILE* const from_;
+  const std::unique_ptr<PipedProcess> process_;
 };
 
 }  // namespace codistill

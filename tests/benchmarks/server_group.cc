@@ -16,7 +16,6 @@
 #include "common/config/shard_map.h"
 #include "google/protobuf/text_format.h"
 #include "nlohmann/json.hpp"
-#include "tests/benchmarks/harness.h"
 
 namespace codistill {
 namespace {
@@ -80,23 +79,6 @@ JobConfig JobOf(const ServerGroup::Options& options) {
 }
 
 }  // namespace
-
-absl::StatusOr<ChildProcess> StartPinned(const std::vector<std::string>& argv,
-                                         const std::string& ready_file, int core, int own_core) {
-  unlink(ready_file.c_str());
-  CODISTILL_RETURN_IF_ERROR(PinToCore(core));  // a child begins where its parent is
-  absl::StatusOr<ChildProcess> child = ChildProcess::Start(argv, ready_file + ".log");
-  CODISTILL_RETURN_IF_ERROR(PinToCore(own_core));
-  CODISTILL_RETURN_IF_ERROR(child.status());
-  for (const absl::Time end = absl::Now() + kStartLimit; access(ready_file.c_str(), R_OK) != 0;) {
-    if (child->Poll() || absl::Now() > end) {
-      return absl::InternalError(
-          absl::StrCat(argv[0], " does not start:\n", TailOfFile(ready_file + ".log", 20)));
-    }
-    absl::SleepFor(absl::Milliseconds(10));
-  }
-  return child;
-}
 
 absl::Status ServerGroup::WriteModel(const std::vector<int64_t>& sizes,
                                      const std::string& directory) {

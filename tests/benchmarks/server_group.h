@@ -14,14 +14,10 @@
 #include "control/child_process.h"
 #include "proto/job.pb.h"
 #include "proto/parameter_server.pb.h"
+#include "tests/benchmarks/pinned_process.h"
 
 // Real parameter-server processes of one group, for benchmarks that push and pull.
 namespace codistill {
-
-// Starts `binary` on one core, with its log beside `ready_file`, and waits until it has written
-// that file. The calling thread's own core is restored to `own_core`.
-absl::StatusOr<ChildProcess> StartPinned(const std::vector<std::string>& argv,
-                                         const std::string& ready_file, int core, int own_core);
 
 // One rank: a registered member of the group with a connection of its own to every shard.
 struct GroupWorker {
