@@ -1,5 +1,7 @@
 #include "worker/teacher_list.h"
 
+#include <string>
+
 #include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -7,7 +9,10 @@
 namespace codistill {
 namespace {
 
+using ::testing::AllOf;
 using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+using ::testing::Not;
 
 TEST(TeacherListTest, AddressesOfTheOtherGroups) {
   JobConfig job;
@@ -23,6 +28,58 @@ TEST(TeacherListTest, AddressesOfTheOtherGroups) {
   EXPECT_THAT(teachers[1].addresses, ElementsAre("gamma:1", "gamma:2"));
   job.mutable_codistillation()->set_enabled(false);
   EXPECT_TRUE(TeacherServersOf(job, 1).empty());
+}
+
+TEST(AnswerSizesTest, CountsWhatTravels) {
+  JobConfig job;
+  for (const char* name : {"alpha", "beta"}) job.add_groups()->set_name(name);
+  job.mutable_model()->set_num_outputs(24000);
+  job.mutable_training()->set_batch_size(32);
+  auto* codistillation = job.mutable_codistillation();
+  const auto check = [&job](int64_t labels) {
+    return std::string(CheckAnswerSizes(job, 0, labels).message());
+  };
+  EXPECT_EQ(check(16), "");
+  EXPECT_THAT(check(32), AllOf(HasSubstr("training.batch_size: 32 examples of 32 labels and 24000 "
+                                         "outputs as FP32 make answers of teacher beta of 93 MiB"),
+                               HasSubstr("at most 64 MiB"), HasSubstr("teacher_output: TOP_K"),
+                               HasSubstr("teacher_dtype")));
+  codistillation->set_teacher_dtype(DT_HALF);
+  EXPECT_EQ(check(32), "");
+  EXPECT_THAT(check(64), HasSubstr("as FP16 make answers of teacher beta of 93 MiB"));
+  codistillation->set_teacher_dtype(DT_INT8);
+  EXPECT_EQ(check(64), "");
+  EXPECT_THAT(check(100), HasSubstr("73 MiB"));
+  codistillation->set_teacher_dtype(DT_FLOAT);
+  codistillation->set_teacher_output(CodistillationConfig::TOP_K);
+  codistillation->set_top_k(64);
+  EXPECT_EQ(check(32), "");
+  EXPECT_EQ(check(3900), "");
+  EXPECT_THAT(check(4100), HasSubstr("the top 64 of 24000 outputs"));
+  // Others answer what they have.
+  TeacherConfig* teacher = job.add_teachers();
+  teacher->set_name("big");
+  teacher->mutable_external();
+  EXPECT_THAT(check(32),
+              AllOf(HasSubstr("24000 outputs as FP32 make answers of teacher big of 93 MiB"),
+                    Not(HasSubstr("TOP_K"))));
+  codistillation->set_enabled(false);
+  EXPECT_EQ(check(32), "");
+}
+
+TEST(AnswerSizesTest, CountsRecurrentStates) {
+  JobConfig job;
+  for (const char* name : {"alpha", "beta"}) job.add_groups()->set_name(name);
+  job.mutable_model()->set_num_outputs(2);
+  job.mutable_training()->set_batch_size(1024);
+  auto* state = job.mutable_model()->add_states();
+  state->set_name("h");
+  state->add_shape(16);
+  state->add_shape(-1);
+  state->add_shape(1024);
+  EXPECT_THAT(std::string(CheckAnswerSizes(job, 0, 1).message()), HasSubstr("of 64 MiB"));
+  job.mutable_training()->set_batch_size(1000);
+  EXPECT_TRUE(CheckAnswerSizes(job, 0, 1).ok());
 }
 
 TEST(DialectTest, OfSomebodyElsesServers) {

@@ -25,13 +25,13 @@
 #include "common/model/followed_model.h"
 #include "common/model/job_models.h"
 #include "common/model/model.h"
-#include "common/rpc/channel.h"
 #include "glog/logging.h"
 #include "worker/data/dataset.h"
 #include "worker/dataset_batches.h"
 #include "worker/evaluator.h"
 #include "worker/local_teachers.h"
 #include "worker/teacher_client.h"
+#include "worker/teacher_list.h"
 #include "worker/trainer.h"
 #include "worker/worker_progress.h"
 
@@ -165,21 +165,6 @@ Daemon::Options DaemonOptions(const JobConfig& job, const std::string& kind, Met
   return options;
 }
 
-// A batch's predictions travel in one message.
-absl::Status CheckPredictionSize(const JobConfig& job, const Dataset& dataset) {
-  const double bytes = static_cast<double>(job.training().batch_size()) *
-                       static_cast<double>(dataset.labels_per_example()) *
-                       static_cast<double>(job.model().num_outputs()) * sizeof(float);
-  constexpr double kRoom = 1 << 20;  // for states and names
-  if (bytes + kRoom <= kMaxPredictionBytes) return absl::OkStatus();
-  return absl::InvalidArgumentError(absl::StrCat(
-      "training.batch_size: ", job.training().batch_size(), " examples of ",
-      dataset.labels_per_example(), " labels and ", job.model().num_outputs(),
-      " outputs make predictions of ", static_cast<int64_t>(bytes / (1 << 20)),
-      " MiB; a prediction server sends at most ", kMaxPredictionBytes >> 20,
-      " MiB. Fewer examples a worker would be right, or codistillation.enabled=false"));
-}
-
 // Models of those who teach `group`, for a worker that computes their predictions itself.
 absl::StatusOr<std::vector<LocalTeachers::Teacher>> FollowTeachers(const JobConfig& job,
                                                                    int group) {
@@ -212,7 +197,7 @@ absl::StatusOr<std::unique_ptr<TeacherSource>> Teachers(const JobConfig& job, in
     options.turn = turn;
     return LocalTeachers::Create(std::move(options));
   }
-  CODISTILL_RETURN_IF_ERROR(CheckPredictionSize(job, dataset));
+  CODISTILL_RETURN_IF_ERROR(CheckAnswerSizes(job, group, dataset.labels_per_example()));
   TeacherClient::Options options;
   options.teachers = TeacherClient::TeachersInJob(job, group);
   options.model = job.model();

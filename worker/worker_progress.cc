@@ -102,6 +102,13 @@ void WorkerProgress::AddPulled(uint64_t bytes) {
 void WorkerProgress::SetTeachers(const TeacherSource::Counters& teachers) {
   MutexLock lock(&mu_);
   WorkerCounters& c = counters_;
+  // Counters only grow: one that is smaller is of a snapshot taken before the last one, by another
+  // thread, which says nothing new.
+  if (teachers.requests < c.teacher_requests() || teachers.failures < c.teacher_failures() ||
+      teachers.refused < refused_so_far_ || teachers.hedged < c.teacher_hedged() ||
+      teachers.late < c.teacher_late()) {
+    return;
+  }
   if (teacher_requests_ != nullptr) {
     teacher_requests_->Add(static_cast<double>(teachers.requests - c.teacher_requests()));
     teacher_failures_->Add(static_cast<double>(teachers.failures - c.teacher_failures()));

@@ -46,6 +46,7 @@ class WorkerProgress {
   void SetGeneration(uint64_t generation);
   void AddTime(Activity activity, absl::Duration time);
   void AddPulled(uint64_t bytes);
+  // Snapshots of one source; one that is older than the last is left out.
   void SetTeachers(const TeacherSource::Counters& teachers);
   // The decision about a push has come.
   void StepDone(const StepReport& report);
