@@ -40,7 +40,14 @@ struct Entry {
 };
 
 struct TeacherState {
+  // What is computed now is not the chain's any more.
+  void Restart() {
+    chain.Reset();
+    ++restarts;
+  }
+
   TeacherChain chain;
+  int64_t restarts = 0;
   bool failing = false;                          // the last attempt
   absl::Time not_before = absl::InfinitePast();  // failing: the next attempt
 };
@@ -75,6 +82,8 @@ class LocalTeachersImpl final : public LocalTeachers {
 
   void Request(const TeacherBatch& batch) override {
     MutexLock lock(&mu_);
+    // A worker that resumes announces before it says where it is: at the step before.
+    if (!current_step_.has_value()) current_step_ = batch.step - 1;
     FindOrAdd(batch);
   }
 
@@ -92,7 +101,7 @@ class LocalTeachersImpl final : public LocalTeachers {
     }
     RemovePassed();
     const std::shared_ptr<Entry> entry = FindOrAdd(batch);
-    DropOldGenerations(entry.get());
+    DropOldGenerations();
     const absl::Time deadline = absl::Now() + wait_;
     while (!stop_waiting_ && !entry->passed) {
       bool under_way = false;
@@ -115,8 +124,8 @@ class LocalTeachersImpl final : public LocalTeachers {
     MutexLock lock(&mu_);
     for (const auto& entry : entries_) entry->passed = true;
     entries_.clear();
-    for (TeacherState& teacher : teachers_) teacher.chain.Reset();
-    ++resets_;
+    for (TeacherState& teacher : teachers_) teacher.Restart();
+    current_step_.reset();
     changed_.SignalAll();
   }
 
@@ -154,14 +163,22 @@ class LocalTeachersImpl final : public LocalTeachers {
                    entries_.end());
   }
 
-  // What a teacher said before its group was restored is not used.
-  void DropOldGenerations(Entry* entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+  // What a teacher said before its group was restored is not used: those passes are computed again.
+  // Of a recurrent teacher all that are still to be taken are, in order and from zeros: its chain
+  // stands behind those that are dropped, and one gap is better than one a batch.
+  void DropOldGenerations() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     for (size_t i = 0; i < teachers_.size(); ++i) {
-      Pass& pass = entry->passes[i];
-      if (!pass.done) continue;
       const auto held = options_.teachers[i].model->Get();
-      if (!held.ok() || (*held)->version.generation() == pass.generation) continue;
-      pass = Pass();
+      if (!held.ok()) continue;
+      const uint64_t generation = (*held)->version.generation();
+      const auto old = [i, generation](const std::shared_ptr<Entry>& entry) {
+        return entry->passes[i].done && entry->passes[i].generation != generation;
+      };
+      if (std::none_of(entries_.begin(), entries_.end(), old)) continue;
+      for (const auto& entry : entries_) {
+        if (recurrent_ || old(entry)) entry->passes[i] = Pass();
+      }
+      if (recurrent_) teachers_[i].Restart();
       changed_.SignalAll();
     }
   }
@@ -243,7 +260,7 @@ class LocalTeachersImpl final : public LocalTeachers {
     const std::shared_ptr<const TeacherBatch> batch = entry->batch;
     Model::States states;
     if (recurrent_) states = teacher.chain.Before(*batch);
-    const int64_t resets = resets_;
+    const int64_t restarts = teacher.restarts;
     ++counters_.outstanding;
     mu_.Unlock();
     Pass pass;
@@ -254,10 +271,11 @@ class LocalTeachersImpl final : public LocalTeachers {
       teacher.failing = false;
       ++counters_.requests;
       ++counters_.teachers[index].second.requests;
+      const bool chained = recurrent_ && restarts == teacher.restarts;
       // The next batch wants the state even where nobody wants these predictions any more.
-      if (recurrent_ && resets == resets_) teacher.chain.Set(*batch, std::move(states));
-      if (!entry->passed) {
-        pass.done_at_step = current_step_;
+      if (chained) teacher.chain.Set(*batch, std::move(states));
+      if (!entry->passed && (chained || !recurrent_)) {
+        pass.done_at_step = current_step_.value_or(batch->step);
         entry->passes[index] = std::move(pass);
       }
     } else {
@@ -271,22 +289,33 @@ class LocalTeachersImpl final : public LocalTeachers {
     changed_.SignalAll();
   }
 
-  absl::Status Predict(size_t index, const TeacherBatch& batch, Model::States* states, Pass* pass)
-      ABSL_LOCKS_EXCLUDED(mu_) {
+  // What a teacher holds, if it is new enough to be used.
+  absl::StatusOr<std::shared_ptr<const FollowedModel::Snapshot>> Weights(size_t index,
+                                                                         int64_t* staleness) const {
     FollowedModel* const followed = options_.teachers[index].model.get();
-    CODISTILL_ASSIGN_OR_RETURN(const auto snapshot, followed->Get());
-    const int64_t staleness =
-        std::max<int64_t>(0, followed->group_step() - snapshot->version.step());
+    CODISTILL_ASSIGN_OR_RETURN(auto snapshot, followed->Get());
+    *staleness = std::max<int64_t>(0, followed->group_step() - snapshot->version.step());
     const int64_t allowed = options_.codistillation.max_staleness_steps();
-    if (staleness > allowed) {
+    if (*staleness > allowed) {
       return absl::FailedPreconditionError(
-          absl::StrCat("its weights are those of step ", snapshot->version.step(), ", ", staleness,
+          absl::StrCat("its weights are those of step ", snapshot->version.step(), ", ", *staleness,
                        " steps behind its group; at most ", allowed, " are allowed"));
     }
+    return snapshot;
+  }
+
+  absl::Status Predict(size_t index, const TeacherBatch& batch, Model::States* states, Pass* pass)
+      ABSL_LOCKS_EXCLUDED(mu_) {
+    int64_t staleness = 0;
+    CODISTILL_ASSIGN_OR_RETURN(auto snapshot, Weights(index, &staleness));
     absl::StatusOr<Model::Logits> logits;
     {
       std::optional<MutexLock> turn;
-      if (options_.turn != nullptr) turn.emplace(options_.turn);
+      if (options_.turn != nullptr) {
+        turn.emplace(options_.turn);
+        // Its group went on while the student had the threads.
+        CODISTILL_ASSIGN_OR_RETURN(snapshot, Weights(index, &staleness));
+      }
       const absl::Time start = absl::Now();
       logits = snapshot->model->Predict(batch.inputs, recurrent_ ? states : nullptr);
       if (seconds_[index] != nullptr) {
@@ -314,8 +343,7 @@ class LocalTeachersImpl final : public LocalTeachers {
   CondVar changed_;  // a pass, a new batch, an end
   std::vector<TeacherState> teachers_ ABSL_GUARDED_BY(mu_);
   std::deque<std::shared_ptr<Entry>> entries_ ABSL_GUARDED_BY(mu_);  // in order of announcement
-  int64_t resets_ ABSL_GUARDED_BY(mu_) = 0;
-  int64_t current_step_ ABSL_GUARDED_BY(mu_) = 0;
+  std::optional<int64_t> current_step_ ABSL_GUARDED_BY(mu_);         // none since the (re)start
   bool stop_waiting_ ABSL_GUARDED_BY(mu_) = false;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   Counters counters_ ABSL_GUARDED_BY(mu_);

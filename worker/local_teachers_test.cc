@@ -255,6 +255,53 @@ TEST_F(LocalTeachersTest, AnotherGenerationOfTheTeacherIsComputedAgain) {
   EXPECT_THAT(Seen(teachers.get(), Batch(1)), ElementsAre(2));
 }
 
+TEST_F(LocalTeachersTest, AChainStartsOnceMoreInAnotherGeneration) {
+  MakeRecurrent();
+  PuppetFollowedModel* const beta = AddTeacher("beta");
+  beta->Hold(Counting(), 1, 40);
+  auto teachers = Create();
+  EXPECT_THAT(Seen(teachers.get(), Batch(1)), ElementsAre(0));
+  for (int64_t step = 2; step <= 4; ++step) teachers->Request(Batch(step));
+  while (teachers->counters().requests < 4) absl::SleepFor(absl::Milliseconds(1));
+  beta->Hold(Counting(), 2, 30);
+  // One pass by the new weights before anybody has noticed.
+  teachers->Request(Batch(5));
+  while (teachers->counters().requests < 5) absl::SleepFor(absl::Milliseconds(1));
+  for (int64_t step = 2; step <= 12; ++step) {
+    EXPECT_THAT(Seen(teachers.get(), Batch(step)), ElementsAre(step - 2)) << step;
+    teachers->Request(Batch(step + 4));
+  }
+}
+
+TEST_F(LocalTeachersTest, AWorkerThatResumesIsWhereItAnnounces) {
+  AddTeacher("beta")->Hold(Adding(1), 1, 40);
+  auto teachers = Create();
+  teachers->Request(Batch(1001));
+  while (teachers->counters().requests < 1) absl::SleepFor(absl::Milliseconds(1));
+  EXPECT_EQ(teachers->Take(Batch(1001))->prefetch_lag_steps, 1);
+}
+
+// A version that comes while the student has the threads is the one that is used.
+TEST_F(LocalTeachersTest, ChoosesItsWeightsWhenItsTurnHasCome) {
+  Mutex turn;
+  options_.turn = &turn;
+  PuppetFollowedModel* const beta = AddTeacher("beta");
+  beta->Hold(Adding(1), 1, 40);
+  auto teachers = Create();
+  {
+    MutexLock lock(&turn);
+    teachers->Request(Batch(1));
+    while (teachers->counters().outstanding < 1) absl::SleepFor(absl::Milliseconds(1));
+    absl::SleepFor(absl::Milliseconds(5));  // to where it waits
+    beta->Hold(Adding(2), 1, 45);
+    beta->SetGroupStep(1, 48);
+  }
+  const auto predictions = teachers->Take(Batch(1));
+  ASSERT_TRUE(predictions.ok()) << predictions.status();
+  EXPECT_EQ(predictions->logits.at(0).As<float>()[0], 2);
+  EXPECT_EQ(predictions->staleness_steps, 3);
+}
+
 TEST_F(LocalTeachersTest, StateGoesFromBatchToBatch) {
   MakeRecurrent();
   AddTeacher("beta")->Hold(Counting(), 1, 40);

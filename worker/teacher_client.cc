@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <deque>
+#include <optional>
 #include <random>
 #include <string>
 #include <thread>
@@ -110,6 +111,8 @@ class TeacherClientImpl : public TeacherClient {
 
   void Request(const TeacherBatch& batch) override {
     MutexLock lock(&mu_);
+    // A worker that resumes announces before it says where it is: at the step before.
+    if (!current_step_.has_value()) current_step_ = batch.step - 1;
     FindOrAdd(batch);
   }
 
@@ -167,6 +170,7 @@ class TeacherClientImpl : public TeacherClient {
     for (const auto& entry : entries_) Abandon(entry.get());
     entries_.clear();
     for (TeacherState& teacher : teachers_) teacher.chain.Reset();
+    current_step_.reset();
     changed_.SignalAll();
   }
 
@@ -291,10 +295,15 @@ class TeacherClientImpl : public TeacherClient {
     if (answer.ok() && teacher.latency != nullptr) {
       teacher.latency->Observe(absl::ToDoubleSeconds(now - attempt->sent));
     }
-    if (answer.ok()) answer = Believable(index, attempt->server, *std::move(answer));
+    bool restarts = false;
+    if (answer.ok()) answer = Believable(index, *attempt, *std::move(answer), &restarts);
     if (answer.ok()) {
       teacher.endpoints.Answered(attempt->server, now - attempt->sent, now);
-      if (!attempt->cancelled) Accept(&teacher, entry.get(), &question, *std::move(answer));
+      if (restarts && recurrent_) {
+        RestartChain(index);
+      } else if (!attempt->cancelled) {
+        Accept(&teacher, entry.get(), &question, *std::move(answer));
+      }
     } else if (attempt->cancelled) {
       // What we cancelled ourselves is no failure of the server.
       teacher.endpoints.GivenUp(attempt->server, now - attempt->sent, now);
@@ -306,15 +315,17 @@ class TeacherClientImpl : public TeacherClient {
     changed_.SignalAll();
   }
 
-  // The answer, or why it cannot be used.
-  absl::StatusOr<InferenceAnswer> Believable(size_t index, int server, InferenceAnswer answer)
+  // The answer, or why it cannot be used. `restarts`: it is the first of another generation, and
+  // there were answers of the one before.
+  absl::StatusOr<InferenceAnswer> Believable(size_t index, const Attempt& attempt,
+                                             InferenceAnswer answer, bool* restarts)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     if (answer.staleness_steps() > config_.max_staleness_steps()) {
       return absl::FailedPreconditionError(absl::StrCat(
           "answered by step ", answer.step, " when its group was at ", answer.latest_step,
           "; at most ", config_.max_staleness_steps(), " steps are allowed"));
     }
-    if (!FollowGeneration(index, server, answer.generation)) {
+    if (!FollowGeneration(index, attempt, answer.generation, restarts)) {
       return absl::FailedPreconditionError(
           absl::StrCat("answered from generation ", answer.generation,
                        " of its group, which is in ", teachers_[index].generation));
@@ -324,26 +335,49 @@ class TeacherClientImpl : public TeacherClient {
 
   // A server answers from `generation` of the teacher's group. What was predicted in another one is
   // not used: its steps are no longer the group's. False: it is this answer that is of the past.
-  bool FollowGeneration(size_t index, int server, uint64_t generation)
+  // `dropped`: whether there were predictions of another one.
+  bool FollowGeneration(size_t index, const Attempt& attempt, uint64_t generation, bool* dropped)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     if (generation == 0) return true;
     TeacherState& teacher = teachers_[index];
-    // A server that changes over knows best, even where numbers begin anew; one that is heard for
-    // the first time may lag behind the others.
+    // A server that changes over knows best, even where numbers begin anew; but its answers may
+    // overtake one another, so that it goes back only in answer to what it was asked since. One
+    // that is heard for the first time may lag behind the others.
+    const int server = attempt.server;
     const uint64_t before = teacher.endpoints.generation(server);
+    if (generation < before && attempt.sent <= teacher.endpoints.generation_since(server)) {
+      return false;
+    }
     const bool changed = before != 0 && before != generation;
-    teacher.endpoints.set_generation(server, generation);
+    teacher.endpoints.set_generation(server, generation, absl::Now());
     if (generation == teacher.generation) return true;
     if (!changed && generation < teacher.generation) return false;
     teacher.generation = generation;
     for (const auto& entry : entries_) {
       Question& question = entry->questions[index];
       if (!question.answered || entry->passed || question.generation == generation) continue;
-      question.answered = false;  // asked again
-      question.logits = Tensor();
-      question.top_k = TopKPrediction();
+      Forget(&question);
+      *dropped = true;
     }
     return true;
+  }
+
+  // An answered question, asked again.
+  static void Forget(Question* question) {
+    question->answered = false;
+    question->logits = Tensor();
+    question->top_k = TopKPrediction();
+  }
+
+  // Asks every batch that is still to come of a recurrent teacher again, in order and from zeros:
+  // its chain stands behind those whose answers were dropped, and one gap is better than two.
+  void RestartChain(size_t index) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    for (const auto& entry : entries_) {
+      Question& question = entry->questions[index];
+      Cancel(&question);
+      if (!entry->passed) Forget(&question);
+    }
+    teachers_[index].chain.Reset();
   }
 
   void Accept(TeacherState* teacher, Entry* entry, Question* question, InferenceAnswer answer)
@@ -352,7 +386,7 @@ class TeacherClientImpl : public TeacherClient {
     question->answered = true;
     question->generation = answer.generation;
     question->staleness_steps = answer.staleness_steps();
-    question->answered_at_step = current_step_;
+    question->answered_at_step = current_step_.value_or(entry->batch->step);
     if (!entry->passed) {
       question->logits = std::move(answer.logits);
       question->top_k = std::move(answer.top_k);
@@ -451,7 +485,7 @@ class TeacherClientImpl : public TeacherClient {
   std::vector<TeacherState> teachers_ ABSL_GUARDED_BY(mu_);
   // In order of announcement.
   std::deque<std::shared_ptr<Entry>> entries_ ABSL_GUARDED_BY(mu_);
-  int64_t current_step_ ABSL_GUARDED_BY(mu_) = 0;
+  std::optional<int64_t> current_step_ ABSL_GUARDED_BY(mu_);  // none since the (re)start
   int64_t outstanding_ ABSL_GUARDED_BY(mu_) = 0;
   std::string last_error_ ABSL_GUARDED_BY(mu_);
   bool stop_waiting_ ABSL_GUARDED_BY(mu_) = false;

@@ -1,6 +1,7 @@
 #ifndef CODISTILL_WORKER_TEACHER_ENDPOINTS_H_
 #define CODISTILL_WORKER_TEACHER_ENDPOINTS_H_
 
+#include <algorithm>
 #include <cstdint>
 #include <string>
 #include <vector>
@@ -18,7 +19,13 @@ namespace codistill {
 // server that failed is left alone for a time that doubles with every failure in a row, from 50 ms
 // to half a second: short enough that one that returns is used again within a second (its channel
 // tries to connect as often). One that refuses for load is left alone for as long as it says
-// (google.rpc.RetryInfo), and no longer than that for refusing again.
+// (google.rpc.RetryInfo; at most 10 s are believed), whatever its answers to earlier questions, and
+// no longer than that for refusing again.
+//
+// A caller that gives up learns only that a server takes longer than the caller waits. One given up
+// on again and again without an answer in between is therefore believed to be twice as slow each
+// time, up to 16 times as slow as the fastest of the others and 10 s: it is asked every few
+// seconds, not for its share.
 //
 // Knows neither channel nor clock. Not thread-safe.
 class TeacherEndpoints {
@@ -46,9 +53,11 @@ class TeacherEndpoints {
   // True if the server's last question had not failed: news.
   bool Failed(int server, const absl::Status& error, absl::Time now);
 
-  // Generation of its group that a server's last answer came from; 0 = none, or not told.
+  // Generation of its group that a server answers from; 0 = none, or not told.
   uint64_t generation(int server) const { return servers_[server].generation; }
-  void set_generation(int server, uint64_t generation) { servers_[server].generation = generation; }
+  // When it changed last.
+  absl::Time generation_since(int server) const { return servers_[server].generation_since; }
+  void set_generation(int server, uint64_t generation, absl::Time now);
 
  private:
   struct Server {
@@ -56,11 +65,19 @@ class TeacherEndpoints {
     int outstanding = 0;
     int64_t sent = 0;
     int failures_in_row = 0;
-    absl::Time not_before = absl::InfinitePast();
-    double latency = 0;  // seconds, exponential mean; 0 = not known
+    int given_up_in_row = 0;                        // rounds
+    absl::Time given_up_at = absl::InfinitePast();  // end of the last round
+    absl::Time not_before = absl::InfinitePast();   // for it failed
+    absl::Time busy_until = absl::InfinitePast();   // it said so
+    double latency = 0;                             // seconds, exponential mean; 0 = not known
     absl::Time measured_at = absl::InfinitePast();
     uint64_t generation = 0;
+    absl::Time generation_since = absl::InfinitePast();
+
+    absl::Time available() const { return std::max(not_before, busy_until); }
   };
+  // The least latency known, but for that of server `but`; 0 if none is.
+  double Fastest(int but = -1) const;
   static double Latency(const Server& server, double fastest, absl::Time now);
   static void Observe(double seconds, absl::Time now, Server* server);
   double Random(int server);  // in [0, 1)

@@ -1,6 +1,8 @@
 #include "worker/teacher_endpoints.h"
 
+#include <deque>
 #include <map>
+#include <utility>
 
 #include "absl/status/status.h"
 #include "common/base/retry_after.h"
@@ -130,6 +132,55 @@ TEST_F(TeacherEndpointsTest, ABusyOneIsLeftAloneForAsLongAsItSays) {
   endpoints_.Sent(0);
   endpoints_.Failed(0, WithRetryAfter(absl::ResourceExhaustedError(""), absl::Hours(5)), now_);
   EXPECT_LE(endpoints_.NextAvailable(1) - now_, absl::Seconds(14));
+}
+
+TEST_F(TeacherEndpointsTest, AnAnswerToAnEarlierQuestionDoesNotEndThePause) {
+  endpoints_.Sent(0);
+  endpoints_.Sent(0);
+  const absl::Status busy =
+      WithRetryAfter(absl::ResourceExhaustedError("queue full"), absl::Milliseconds(300));
+  endpoints_.Failed(0, busy, now_);
+  now_ += absl::Milliseconds(5);
+  endpoints_.Answered(0, absl::Milliseconds(5), now_);
+  EXPECT_EQ(endpoints_.Choose(now_, /*but=*/1), -1);
+  EXPECT_GE(endpoints_.NextAvailable(/*but=*/1) - now_, absl::Milliseconds(295));
+  now_ += absl::Milliseconds(420);
+  EXPECT_EQ(endpoints_.Choose(now_, /*but=*/1), 0);
+}
+
+// A student with steps of 5 ms that gives up each question after 10 ms. Server 0 answers within 8.
+TEST_F(TeacherEndpointsTest, OneThatNeverAnswersIsAskedSeldom) {
+  bool silent = true;  // server 1; else it is as fast as the other
+  std::deque<std::pair<int, absl::Time>> under_way;
+  const auto step = [&] {
+    while (!under_way.empty()) {
+      const auto [server, sent] = under_way.front();
+      const bool answers = server == 0 || !silent;
+      const absl::Duration latency = absl::Milliseconds(answers ? 8 : 10);
+      if (now_ - sent < latency) break;
+      if (answers) {
+        endpoints_.Answered(server, latency, sent + latency);
+      } else {
+        endpoints_.GivenUp(server, latency, sent + latency);
+      }
+      under_way.pop_front();
+    }
+    const int server = endpoints_.Choose(now_);
+    endpoints_.Sent(server);
+    under_way.emplace_back(server, now_);
+    now_ += absl::Milliseconds(5);
+    return server;
+  };
+  int asked = 0;
+  for (int i = 0; i < 6000; ++i) asked += step();
+  EXPECT_LE(asked, 60) << "of 6000, in 30 seconds";
+  EXPECT_GE(asked, 5) << "it might have come back";
+  // It has, and is heard of again within a few seconds.
+  silent = false;
+  for (int i = 0; i < 4000; ++i) step();
+  asked = 0;
+  for (int i = 0; i < 100; ++i) asked += step();
+  EXPECT_GE(asked, 30);
 }
 
 TEST_F(TeacherEndpointsTest, AloneThereIsNoOther) {
