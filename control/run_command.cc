@@ -118,16 +118,22 @@ absl::Status Run::Prepare() {
   // Another identity for every invocation: daemons of an earlier one are not ours to talk to.
   job_.set_run_id(absl::StrCat(job_.name(), "-", absl::ToUnixMicros(absl::Now())));
   job_.mutable_checkpoint()->set_directory(directory_.checkpoints());
+  const auto replaced = [this](const std::string& whose) {
+    display_.Say(absl::StrCat(whose,
+                              ": the job's addresses are replaced, since run starts all daemons on "
+                              "loopback with ports of its own"));
+  };
   for (GroupConfig& group : *job_.mutable_groups()) {
     if (!group.shards().empty() || !group.prediction_servers().empty()) {
-      display_.Say(
-          absl::StrCat("group ", group.name(),
-                       ": the job's addresses are replaced, since run starts all daemons on "
-                       "loopback with ports of its own"));
+      replaced(absl::StrCat("group ", group.name()));
     }
     if (!group.warm_start().empty()) {
       group.set_warm_start(JoinPath(job_directory, group.warm_start()));
     }
+  }
+  for (const TeacherConfig& teacher : job_.teachers()) {
+    if (teacher.has_external() || teacher.prediction_servers().empty()) continue;
+    replaced(absl::StrCat("teacher ", teacher.name()));
   }
   if (job_.model().has_export_()) {
     CODISTILL_ASSIGN_OR_RETURN(const std::string exporter, FindExporter(options_.exporter));

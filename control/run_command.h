@@ -13,8 +13,8 @@ namespace codistill {
 struct RunOptions {
   std::string job_path;
   std::string out;
-  std::string
-      teachers_dir;  // where relative paths of frozen teachers start; empty = job's directory
+  // Where relative paths of frozen teachers start; empty = the job's directory.
+  std::string teachers_dir;
   std::string data_dir;
   bool resume = false;
   bool restart = false;

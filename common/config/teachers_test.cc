@@ -206,6 +206,10 @@ INSTANTIATE_TEST_SUITE_P(
          {"teachers[3].prediction_servers[0].address=far"},
          "teachers[3].prediction_servers[0].address: wrong address (far); host:port"},
         {GoodWith(kTeachers),
+         {"teachers[3].num_prediction_servers=2"},
+         "teachers[3].num_prediction_servers: without meaning for an external teacher, whose "
+         "servers are not the job's (2); prediction_servers alone"},
+        {GoodWith(kTeachers),
          {"teachers[3].external.inputs[0].input=y"},
          "teachers[3].external.inputs[0].input: is no input of the model (y); one of x would be"},
         {GoodWith(kTeachers),

@@ -9,12 +9,15 @@ namespace {
 
 constexpr int64_t kMaxThreads = 4096;
 constexpr int64_t kMaxDelayUs = 60'000'000;
+// Each may be a request of some size, and a model of any.
+constexpr int64_t kMaxQueue = 1 << 20;
+constexpr int64_t kMaxHeldVersions = 1000;
 
 }  // namespace
 
 void CheckPrediction(const JobConfig& job, Mistakes* mistakes) {
   const PredictionConfig& prediction = job.prediction();
-  mistakes->AtLeast("prediction.max_queue", prediction.max_queue(), 1);
+  mistakes->Between("prediction.max_queue", prediction.max_queue(), 1, kMaxQueue);
   mistakes->Between("prediction.threads", prediction.threads(), 1, kMaxThreads);
   const DataType transfer = prediction.transfer_dtype();
   if (transfer != DT_FLOAT && transfer != DT_BFLOAT16) {
@@ -39,7 +42,7 @@ void CheckPrediction(const JobConfig& job, Mistakes* mistakes) {
         "prediction.weights",
         absl::StrCat("is ", DataType_Name(weights), "; DT_FLOAT, DT_BFLOAT16 or DT_INT8 is right"));
   }
-  mistakes->AtLeast("prediction.held_versions", prediction.held_versions(), 1);
+  mistakes->Between("prediction.held_versions", prediction.held_versions(), 1, kMaxHeldVersions);
   mistakes->Between("prediction.compute_threads", prediction.compute_threads(), 1, kMaxThreads);
 }
 

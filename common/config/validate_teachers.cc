@@ -106,6 +106,13 @@ void CheckExternal(const JobConfig& job, const std::string& path, const TeacherC
     mistakes->Add(path + ".prediction_servers",
                   "missing; the addresses of the servers that have this model would be right");
   }
+  if (teacher.has_num_prediction_servers()) {
+    mistakes->Add(path + ".num_prediction_servers",
+                  absl::StrCat("without meaning for an external teacher, whose servers are not the "
+                               "job's (",
+                               teacher.num_prediction_servers(),
+                               "); prediction_servers alone would be right"));
+  }
   std::set<std::string> addresses;
   for (int i = 0; i < teacher.prediction_servers_size(); ++i) {
     const std::string& address = teacher.prediction_servers(i).address();
