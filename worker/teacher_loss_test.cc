@@ -226,14 +226,14 @@ TEST_F(TeacherLossTest, WaitsForAReturningServer) {
   // All servers are gone; WAIT lets the step wait until one is back.
   auto server = AddTeacher("beta", Always(1));
   server->Hold();
-  options_.codistillation.set_request_timeout_ms(30);
+  options_.codistillation.set_request_timeout_ms(200);  // also of the last, good question
   auto client = Create(CodistillationConfig::WAIT);
   std::atomic<bool> taken{false};
   std::thread student([&] {
     EXPECT_EQ(client->Take(Batch(1))->logits.size(), 1u);
     taken = true;
   });
-  EXPECT_TRUE(Eventually([&] { return client->counters().failures >= 5; }));
+  EXPECT_TRUE(Eventually([&] { return client->counters().failures >= 3; }));
   EXPECT_FALSE(taken);
   server->Release();
   const absl::Time released = absl::Now();

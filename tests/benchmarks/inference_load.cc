@@ -102,7 +102,7 @@ class InferenceLoadImpl : public InferenceLoad {
     closing_ = true;
     AwaitAll();
     closed_ = false;
-    return counts;
+    return WithLater(counts);
   }
 
   Counts Open(double rate, absl::Duration time) override {
@@ -116,7 +116,7 @@ class InferenceLoadImpl : public InferenceLoad {
     }
     const Counts counts = Snapshot(start);
     AwaitAll();
-    return counts;
+    return WithLater(counts);
   }
 
  private:
@@ -130,6 +130,14 @@ class InferenceLoadImpl : public InferenceLoad {
     MutexLock lock(&mu_);
     Counts counts = counts_;
     counts.seconds = absl::ToDoubleSeconds(absl::Now() - start);
+    return counts;
+  }
+
+  // `counts` and what has come since.
+  Counts WithLater(Counts counts) {
+    MutexLock lock(&mu_);
+    counts.answered_later = counts_.answered - counts.answered;
+    counts.refused_later = counts_.refused - counts.refused;
     return counts;
   }
 

@@ -42,6 +42,9 @@ class InferenceLoad {
     std::vector<double> latencies;  // of those answered, seconds
     std::vector<double> refusal_latencies;
     double largest_difference = 0;  // of any answer, of the largest value
+    // What was still under way then: not among the above.
+    int64_t answered_later = 0;
+    int64_t refused_later = 0;
   };
   // What came within `time`; then waits for what is still under way.
   // Closed loop: so many calls under way all the time.

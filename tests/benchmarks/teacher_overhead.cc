@@ -1,4 +1,4 @@
-// What teachers cost a student, beside the arithmetic of psi itself.
+// What teachers cost a student: asking them, and psi, whose arithmetic is part of the figure.
 //
 //   teacher_overhead [--quick] [--only=MODEL]
 //
@@ -8,8 +8,9 @@
 // student's steps before it answers, under SKIP. The three jobs take turns; while one trains the
 // others stand still.
 //
-//   teacher_overhead   = 1 - (steps/s with the teacher elsewhere) / (steps/s without), used at
-//   every step slow_teacher_cost  = 1 - (steps/s with the slow one) / (steps/s without), never used
+//   teacher_overhead   1 - (steps/s with the teacher elsewhere) / (steps/s without); its
+//                      predictions are used at every step
+//   slow_teacher_cost  1 - (steps/s with the slow one) / (steps/s without); never used
 //
 // ResNet-20 at batch 64 and the LSTM of tests/benchmarks/worker_overhead. The last line of the
 // output is a JSON object.

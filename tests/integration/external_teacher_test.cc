@@ -122,7 +122,7 @@ TEST(ExternalTeacherTest, ServersOfAnotherJobAndOfSomebodyElse) {
     EXPECT_EQ(counters.requests(), 100) << counters.name();
   }
   EXPECT_EQ(theirs->calls(), 100);
-  // One of three teachers says class 3 whatever it is shown: the student has learned that, too.
+  // What the three say is part of the loss to the last step.
   ASSERT_GT(history->training_size(), 0);
   EXPECT_GT(history->training(history->training_size() - 1).teacher_loss(), 0);
   EXPECT_TRUE(harness.Drain().ok());

@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <string>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "control/fleet.h"
 #include "gtest/gtest.h"
 #include "tests/integration/job_harness.h"
@@ -118,6 +120,20 @@ TEST(LocalTeachersTest, ALostTeacherIsSkippedAndComesBack) {
   ASSERT_TRUE(before.ok()) << before.status();
   harness.Kill("beta.shard.0");
   harness.Kill("beta.shard.1");
+  // Nobody looks after the children meanwhile: they stay dead until alpha has run out of weights
+  // that are new enough, and has trained on without.
+  const absl::Time deadline = absl::Now() + absl::Seconds(60);
+  WorkerCounters outage = *before;
+  while (absl::Now() < deadline &&
+         outage.teacher_skipped_steps() < before->teacher_skipped_steps() + 50) {
+    absl::SleepFor(absl::Milliseconds(10));
+    const auto now = totals();
+    ASSERT_TRUE(now.ok()) << now.status();
+    outage = *now;
+  }
+  EXPECT_GE(outage.teacher_skipped_steps(), before->teacher_skipped_steps() + 50);
+  EXPECT_GE(outage.steps(), before->steps() + 50);
+  EXPECT_EQ(outage.pushes_lost() + outage.pushes_rejected(), 0);
   // Restarted by the harness and restored from beta's checkpoint, under a new generation.
   status = harness.WaitFor("beta's restore", [&]() -> absl::StatusOr<bool> {
     const auto history = harness.History(1);

@@ -19,8 +19,10 @@
 namespace codistill {
 namespace {
 
-// Longer than back-offs take to grow to their longest.
+// Longer than back-offs take to grow to their longest; and how long training may take to show that
+// it goes on.
 constexpr absl::Duration kOutage = absl::Seconds(4);
+constexpr absl::Duration kLongestOutage = absl::Seconds(60);
 constexpr absl::Duration kPoll = absl::Milliseconds(5);
 
 // When a daemon that was started again said that it was ready; infinite past if it has not yet.
@@ -58,8 +60,17 @@ TEST(TeacherRecoveryTest, AllTeachersOfARunningJobMayDie) {
   const absl::Time killed = absl::Now();
   std::map<std::string, WorkerCounters> before;
   for (const std::string& worker : workers) before[worker] = counters(worker);
-  while (absl::Now() < killed + kOutage) absl::SleepFor(kPoll);
   std::map<std::string, WorkerCounters> after;
+  const auto went_on = [&] {
+    return std::all_of(workers.begin(), workers.end(), [&](const std::string& worker) {
+      after[worker] = counters(worker);
+      return after[worker].steps() > before[worker].steps() + 50 &&
+             after[worker].teacher_skipped_steps() > before[worker].teacher_skipped_steps() + 50;
+    });
+  };
+  while (absl::Now() < killed + kLongestOutage && (!went_on() || absl::Now() < killed + kOutage)) {
+    absl::SleepFor(kPoll);
+  }
   for (const std::string& worker : workers) {
     SCOPED_TRACE(worker);
     after[worker] = counters(worker);
