@@ -123,7 +123,8 @@ class InferenceLoadImpl : public InferenceLoad {
   absl::Time Begin() {
     MutexLock lock(&mu_);
     counts_ = Counts();
-    return absl::Now();
+    begun_ = absl::Now();
+    return begun_;
   }
 
   Counts Snapshot(absl::Time start) {
@@ -184,11 +185,14 @@ class InferenceLoadImpl : public InferenceLoad {
     if (status.ok()) {
       ++counts_.answered;
       counts_.latencies.push_back(seconds);
+      counts_.answered_after.push_back(absl::ToDoubleSeconds(absl::Now() - begun_));
       counts_.largest_difference = std::max(counts_.largest_difference, difference);
     } else if (absl::IsResourceExhausted(status)) {
       ++counts_.refused;
       counts_.refusal_latencies.push_back(seconds);
       if (!RetryAfter(status).has_value()) ++counts_.refused_without_delay;
+    } else if (absl::IsDeadlineExceeded(status)) {
+      ++counts_.expired;
     } else {
       if (++counts_.failed == 1) counts_.first_failure = status.ToString();
     }
@@ -224,6 +228,7 @@ class InferenceLoadImpl : public InferenceLoad {
   std::atomic<size_t> next_{0};
   Mutex mu_;
   Counts counts_ ABSL_GUARDED_BY(mu_);
+  absl::Time begun_ ABSL_GUARDED_BY(mu_);
   int64_t under_way_ ABSL_GUARDED_BY(mu_) = 0;
   std::thread thread_;
 };

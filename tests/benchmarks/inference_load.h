@@ -37,9 +37,11 @@ class InferenceLoad {
     int64_t answered = 0;               // right, and within the deadline
     int64_t refused = 0;                // RESOURCE_EXHAUSTED
     int64_t refused_without_delay = 0;  // of those, without google.rpc.RetryInfo
+    int64_t expired = 0;                // DEADLINE_EXCEEDED
     int64_t failed = 0;                 // anything else
     std::string first_failure;
-    std::vector<double> latencies;  // of those answered, seconds
+    std::vector<double> latencies;       // of those answered, seconds
+    std::vector<double> answered_after;  // when they came, seconds from the beginning
     std::vector<double> refusal_latencies;
     double largest_difference = 0;  // of any answer, of the largest value
     // What was still under way then: not among the above.

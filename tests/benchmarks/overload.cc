@@ -173,7 +173,7 @@ Json Milliseconds(const std::vector<double>& seconds) {
 }
 
 absl::Status CheckCapacity(const InferenceLoad::Counts& counts) {
-  if (counts.failed + counts.refused == 0) return absl::OkStatus();
+  if (counts.failed + counts.refused + counts.expired == 0) return absl::OkStatus();
   return absl::InternalError(absl::StrCat("at capacity: ", counts.refused, " refused, ",
                                           counts.failed, " failed: ", counts.first_failure));
 }
@@ -224,11 +224,11 @@ absl::StatusOr<Json> Benchmark(bool quick) {
   const InferenceLoad::Counts open = load->Open(kFactor * first, open_time);
   const Processor open_end = ProcessorOf(server->pid());
   const std::vector<double> resident = memory.Stop();
-  std::printf("offered %.1f calls/s: %.1f answered, %.1f refused, %lld failed\n",
+  std::printf("offered %.1f calls/s: %.1f answered, %.1f refused, %lld expired, %lld failed\n",
               static_cast<double>(open.offered) / open.seconds,
               static_cast<double>(open.answered) / open.seconds,
               static_cast<double>(open.refused) / open.seconds,
-              static_cast<long long>(open.failed));
+              static_cast<long long>(open.expired), static_cast<long long>(open.failed));
   std::fflush(stdout);
   const Processor flood_start = ProcessorOf(server->pid());
   const InferenceLoad::Counts flood = load->Closed(kFlood, closed_time);
@@ -276,6 +276,11 @@ absl::StatusOr<Json> Benchmark(bool quick) {
   out["seconds"] = open.seconds;
   out["answered"] = open.answered;
   out["refused"] = open.refused;
+  out["expired"] = open.expired;  // in the queue or on the way, 5 s after they were sent
+  std::vector<int> by_second(static_cast<size_t>(open.seconds) + 1);
+  for (const double at : open.answered_after) ++by_second[static_cast<size_t>(at)];
+  by_second.pop_back();  // the last is not whole
+  out["answered_by_second"] = by_second;
   out["flood_refusals_per_second"] = static_cast<double>(flood.refused) / flood.seconds;
   out["flood_goodput_ratio"] = static_cast<double>(flood.answered) / flood.seconds / capacity;
   out["accepted_cpu_us_beside_compute"] = accepted_cpu * 1e6;
