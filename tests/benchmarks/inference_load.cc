@@ -23,6 +23,7 @@ namespace codistill {
 namespace {
 
 constexpr char kModelInfer[] = "/inference.GRPCInferenceService/ModelInfer";
+constexpr char kServerLive[] = "/inference.GRPCInferenceService/ServerLive";
 constexpr int kRawInputField = 7;
 constexpr int kRawOutputField = 6;
 constexpr absl::Duration kStartLimit = absl::Seconds(60);
@@ -65,6 +66,7 @@ class InferenceLoadImpl : public InferenceLoad {
       questions_.push_back(EncodeWithPayload(request, kRawInputField,
                                              {{batch.data(), batch.bytes(), batch.owner()}}));
     }
+    if (live()) questions_.push_back(EncodeWithPayload(inference::ServerLiveRequest(), 1, {}));
     thread_ = std::thread([this] { Run(); });
   }
 
@@ -74,6 +76,7 @@ class InferenceLoadImpl : public InferenceLoad {
   }
 
   absl::Status LearnAnswers() {
+    if (live()) return absl::OkStatus();
     answers_.resize(questions_.size());
     const absl::Time give_up = absl::Now() + kStartLimit;
     for (size_t i = 0; i < questions_.size();) {
@@ -120,6 +123,8 @@ class InferenceLoadImpl : public InferenceLoad {
   }
 
  private:
+  bool live() const { return options_.batches.empty(); }
+
   absl::Time Begin() {
     MutexLock lock(&mu_);
     counts_ = Counts();
@@ -153,7 +158,7 @@ class InferenceLoadImpl : public InferenceLoad {
       ++under_way_;
     }
     call->reader = stubs_[number % stubs_.size()]->PrepareUnaryCall(
-        call->context.get(), kModelInfer, questions_[call->batch], &queue_);
+        call->context.get(), live() ? kServerLive : kModelInfer, questions_[call->batch], &queue_);
     call->reader->StartCall();
     call->reader->Finish(&call->response, &call->status, call);
   }
@@ -199,6 +204,7 @@ class InferenceLoadImpl : public InferenceLoad {
   }
 
   absl::Status Check(Call* call, double* difference) {
+    if (live()) return absl::OkStatus();
     CODISTILL_ASSIGN_OR_RETURN(std::vector<float> values, Logits(&call->response));
     if (learning_ >= 0) {
       answers_[learning_] = std::move(values);

@@ -22,7 +22,7 @@ class InferenceLoad {
     std::string address;
     std::string model;
     std::string input = "x";
-    std::vector<Tensor> batches;  // [examples, ...]
+    std::vector<Tensor> batches;  // [examples, ...]; none: ServerLive is called instead
     int connections = 16;         // to the server each is a client
     absl::Duration deadline = absl::Seconds(5);
     double tolerance = 1e-3;  // of an answer's values, of the largest one

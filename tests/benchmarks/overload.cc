@@ -12,7 +12,8 @@
 //                     again at once, thousands a second, and hardly anything else happens: of its
 //                     threads but the computing ones, less what accepted calls cost at capacity
 //   refusal_cpu_us_at_4x   the same under the overload: calls are so far apart that each pays for
-//                     waking gRPC's threads on a core that computes; so does one that is accepted
+//                     waking gRPC's threads on a core that computes; so does every other call:
+//   empty_call_cpu_us      of ServerLive, as often as calls were refused, beside calls at capacity
 //   memory_growth     of the server's resident memory, from the second to the last tenth
 //
 // Every answer is compared with that of an idle server, and every refusal must say when to come
@@ -194,7 +195,7 @@ absl::Status CheckOverload(const char* load, const InferenceLoad::Counts& counts
 }
 
 absl::StatusOr<Json> Benchmark(bool quick) {
-  const absl::Duration closed_time = absl::Seconds(quick ? 5 : 6);
+  const absl::Duration closed_time = absl::Seconds(5);
   const absl::Duration open_time = absl::Seconds(quick ? 10 : 60);
   CODISTILL_ASSIGN_OR_RETURN(const JobConfig job, MakeJob());
   CODISTILL_ASSIGN_OR_RETURN(const auto server, Server::Start(job));
@@ -230,6 +231,19 @@ absl::StatusOr<Json> Benchmark(bool quick) {
               static_cast<double>(open.refused) / open.seconds,
               static_cast<long long>(open.expired), static_cast<long long>(open.failed));
   std::fflush(stdout);
+  // What the emptiest call costs a server that computes, at the same rate.
+  InferenceLoad::Options empty_options;
+  empty_options.address = server->address();
+  empty_options.connections = kConnections;
+  CODISTILL_ASSIGN_OR_RETURN(const auto empty_load, InferenceLoad::Start(std::move(empty_options)));
+  const Processor empty_start = ProcessorOf(server->pid());
+  InferenceLoad::Counts empty;
+  std::thread calls(
+      [&] { empty = empty_load->Open((kFactor - 1) * first, closed_time - absl::Seconds(1)); });
+  const InferenceLoad::Counts beside = load->Closed(kOutstanding, closed_time);
+  calls.join();
+  const Processor empty_end = ProcessorOf(server->pid());
+  CODISTILL_RETURN_IF_ERROR(CheckCapacity(beside));
   const Processor flood_start = ProcessorOf(server->pid());
   const InferenceLoad::Counts flood = load->Closed(kFlood, closed_time);
   const Processor flood_end = ProcessorOf(server->pid());
@@ -249,11 +263,11 @@ absl::StatusOr<Json> Benchmark(bool quick) {
   const double answered = static_cast<double>(open.answered);
   const double accepted_cpu = (at_capacity.other - at_start.other) /
                               static_cast<double>(before.answered + before.answered_later);
-  const auto refusal_cpu = [&](const InferenceLoad::Counts& counts, const Processor& from,
-                               const Processor& to) {
-    const auto accepted = static_cast<double>(counts.answered + counts.answered_later);
-    const auto refused = static_cast<double>(counts.refused + counts.refused_later);
-    return (to.other - from.other - accepted * accepted_cpu) / refused * 1e6;
+  // Processor time between two moments that answered calls do not account for, of each of `calls`.
+  const auto cpu_us = [&](const Processor& from, const Processor& to, int64_t answers,
+                          int64_t calls) {
+    return (to.other - from.other - static_cast<double>(answers) * accepted_cpu) /
+           static_cast<double>(calls) * 1e6;
   };
   const size_t tenth = std::max<size_t>(1, resident.size() / 10);
   const double early = Median({resident.begin() + tenth, resident.begin() + 2 * tenth});
@@ -263,8 +277,12 @@ absl::StatusOr<Json> Benchmark(bool quick) {
                        absl::StrCat("server on core ", kServerCore, " with one compute thread, ",
                                     kConnections, " clients on core ", kClientCore));
   out["goodput_ratio"] = answered / open.seconds / capacity;
-  out["refusal_cpu_us"] = refusal_cpu(flood, flood_start, flood_end);
-  out["refusal_cpu_us_at_4x"] = refusal_cpu(open, open_start, open_end);
+  out["refusal_cpu_us"] = cpu_us(flood_start, flood_end, flood.answered + flood.answered_later,
+                                 flood.refused + flood.refused_later);
+  out["refusal_cpu_us_at_4x"] = cpu_us(open_start, open_end, open.answered + open.answered_later,
+                                       open.refused + open.refused_later);
+  out["empty_call_cpu_us"] = cpu_us(empty_start, empty_end, beside.answered + beside.answered_later,
+                                    empty.answered + empty.answered_later);
   out["memory_growth"] = late / early - 1;
   out["refused_without_delay"] = open.refused_without_delay + flood.refused_without_delay;
   out["model"] = "MLP 1024-4096-4096-1000";
