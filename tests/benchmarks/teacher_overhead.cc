@@ -1,6 +1,6 @@
 // What teachers cost a student: asking them, and psi, whose arithmetic is part of the figure.
 //
-//   teacher_overhead [--quick] [--only=MODEL]
+//   teacher_overhead [--quick] [--only=resnet20|lstm] [--rounds=N]
 //
 // One worker on core 1 and its shard on core 0 train without a teacher, with one elsewhere (a
 // server on core 0 that answers at once, from bytes made once:
@@ -26,7 +26,7 @@
 #include <thread>
 #include <vector>
 
-#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
 #include "common/base/file.h"
@@ -45,7 +45,7 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr double kTurnSeconds = 2;
-constexpr int kMinTurnSteps = 8;
+constexpr int kMinTurnSteps = 5;
 constexpr int kMaxSteps = 600;     // of the text
 constexpr double kSlowSteps = 20;  // how many of the student's steps the slow teacher takes
 constexpr char kServer[] = "tests/benchmarks/canned_inference_server";
@@ -110,7 +110,7 @@ absl::StatusOr<Json> Measure(const Plan& plan, const JobConfig& job, const std::
   CODISTILL_RETURN_IF_ERROR(taught.Start(data_dir));
   WorkerSide ignored(Taught(job, "ignored", slow_server->address()));
   CODISTILL_RETURN_IF_ERROR(ignored.Start(data_dir));
-  const int limit = kMaxSteps / plan.rounds - kWarmSteps - 8;
+  const int limit = std::max(kMinTurnSteps, kMaxSteps / plan.rounds - kWarmSteps - 8);
   const int steps =
       std::min(limit, std::max(kMinTurnSteps, static_cast<int>(kTurnSeconds / step_seconds)));
 
@@ -172,8 +172,7 @@ absl::StatusOr<Json> Measure(const Plan& plan, const JobConfig& job, const std::
   return json;
 }
 
-absl::StatusOr<Json> Benchmark(bool quick, const std::string& only) {
-  const int rounds = quick ? 3 : 10;
+absl::StatusOr<Json> Benchmark(int rounds, const std::string& only) {
   Json out = NewReport(
       "teacher_overhead", rounds,
       absl::StrCat("shard and teacher on core ", kServerCore, ", worker on core ", kWorkerCore));
@@ -213,16 +212,20 @@ absl::StatusOr<Json> Benchmark(bool quick, const std::string& only) {
 }
 
 int Main(int argc, char** argv) {
-  bool quick = false;
+  int rounds = 10;
   std::string only;
   for (int i = 1; i < argc; ++i) {
     absl::string_view argument = argv[i];
     if (argument == "--quick") {
-      quick = true;
+      rounds = 3;
+    } else if (absl::ConsumePrefix(&argument, "--rounds=") && absl::SimpleAtoi(argument, &rounds) &&
+               rounds > 0) {
+      continue;
     } else if (absl::ConsumePrefix(&argument, "--only=")) {
       only = std::string(argument);
     } else {
-      std::fprintf(stderr, "usage: teacher_overhead [--quick] [--only=resnet20|lstm]\n");
+      std::fprintf(stderr,
+                   "usage: teacher_overhead [--quick] [--only=resnet20|lstm] [--rounds=N]\n");
       return 2;
     }
   }
@@ -233,7 +236,7 @@ int Main(int argc, char** argv) {
   // Whoever watches must not take time from whom is watched.
   absl::Status status = PinToCore(kServerCore);
   if (status.ok()) {
-    const absl::StatusOr<Json> result = Benchmark(quick, only);
+    const absl::StatusOr<Json> result = Benchmark(rounds, only);
     if (result.ok()) {
       PrintReport(*result);
       return 0;
