@@ -3,7 +3,6 @@
 #include <utility>
 
 #include "absl/status/status.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
 #include "common/model/inputs.h"
@@ -39,27 +38,6 @@ void AddFormat(const AnswerFormat& format, ModelInferRequest* request) {
   if (format.top_k > 0) {
     parameters["top_k"].set_int64_param(format.top_k);
     parameters["temperature"].set_double_param(format.temperature);
-  }
-}
-
-// An integer parameter, however the server chose to write it.
-int64_t IntParameter(const ModelInferResponse& response, const char* name) {
-  auto found = response.parameters().find(name);
-  if (found == response.parameters().end()) return 0;
-  const inference::InferParameter& parameter = found->second;
-  switch (parameter.parameter_choice_case()) {
-    case inference::InferParameter::kInt64Param:
-      return parameter.int64_param();
-    case inference::InferParameter::kUint64Param:
-      return static_cast<int64_t>(parameter.uint64_param());
-    case inference::InferParameter::kDoubleParam:
-      return static_cast<int64_t>(parameter.double_param());
-    case inference::InferParameter::kStringParam: {
-      int64_t value = 0;
-      return absl::SimpleAtoi(parameter.string_param(), &value) ? value : 0;
-    }
-    default:
-      return 0;
   }
 }
 

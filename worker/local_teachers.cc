@@ -8,19 +8,17 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "common/base/executor.h"
 #include "common/base/status.h"
 #include "common/config/schedule.h"
 #include "glog/logging.h"
+#include "worker/announced_batches.h"
 #include "worker/teacher_chain.h"
 
 namespace codistill {
 namespace {
 
-// Batches kept beyond those the job prefetches.
-constexpr size_t kExtraBatches = 8;
 // How often a failing teacher is tried.
 constexpr absl::Duration kTryAgain = absl::Milliseconds(20);
 
@@ -142,14 +140,14 @@ class LocalTeachersImpl final : public LocalTeachers {
 
  private:
   std::shared_ptr<Entry> FindOrAdd(const TeacherBatch& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    for (const auto& entry : entries_) {
-      if (!entry->passed && entry->batch->SameAs(batch)) return entry;
-    }
-    auto entry = std::make_shared<Entry>();
+    std::shared_ptr<Entry> entry = FindBatch(entries_, batch);
+    if (entry != nullptr) return entry;
+    entry = std::make_shared<Entry>();
     entry->batch = std::make_shared<TeacherBatch>(batch);
     entry->passes.resize(teachers_.size());
     entries_.push_back(entry);
-    while (entries_.size() > options_.codistillation.prefetch() + kExtraBatches) {
+    while (entries_.size() >
+           static_cast<size_t>(options_.codistillation.prefetch()) + kExtraBatches) {
       entries_.front()->passed = true;
       entries_.pop_front();
     }
@@ -206,12 +204,7 @@ class LocalTeachersImpl final : public LocalTeachers {
     RemovePassed();
     if (!missing.empty() && !stop_waiting_ &&
         options_.codistillation.on_teacher_loss() == CodistillationConfig::FAIL) {
-      return absl::UnavailableError(absl::StrCat(
-          "codistillation.on_teacher_loss is FAIL, and at step ", step,
-          " there were no predictions of ", absl::StrJoin(missing, ", "), " after ",
-          absl::FormatDuration(wait_),
-          counters_.last_error.empty() ? ""
-                                       : absl::StrCat("; last error: ", counters_.last_error)));
+      return MissingPredictions(step, missing, wait_, counters_.last_error);
     }
     return predictions;
   }

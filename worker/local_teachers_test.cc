@@ -12,6 +12,7 @@
 #include "common/model/testing/puppet_model.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "worker/teacher_batch_fixture.h"
 
 namespace codistill {
 namespace {
@@ -19,22 +20,6 @@ namespace {
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using ::testing::IsEmpty;
-
-constexpr int64_t kRows = 2;
-constexpr int64_t kOutputs = 3;
-
-TeacherBatch Batch(int64_t step, float input = 0, uint64_t generation = 1) {
-  TeacherBatch batch;
-  batch.generation = generation;
-  batch.step = step;
-  batch.example_hash = 1000 + step;
-  Tensor x = Tensor::Allocate(DT_FLOAT, {kRows, 1});
-  for (float& value : x.As<float>()) value = input;
-  batch.inputs.push_back(x);
-  batch.examples = kRows;
-  batch.rows = kRows;
-  return batch;
-}
 
 Model::Logits Constant(float value, int64_t rows = kRows) {
   Tensor logits = Tensor::Allocate(DT_FLOAT, {rows, kOutputs});

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/status.h"
@@ -29,6 +30,29 @@ absl::Status Bad(const std::string& name, const std::string& problem) {
 
 }  // namespace
 
+int64_t IntParameter(const inference::ModelInferResponse& response, const char* name) {
+  const auto found = response.parameters().find(name);
+  if (found == response.parameters().end()) return 0;
+  const inference::InferParameter& parameter = found->second;
+  switch (parameter.parameter_choice_case()) {
+    case inference::InferParameter::kInt64Param:
+      return parameter.int64_param();
+    case inference::InferParameter::kUint64Param:
+      return static_cast<int64_t>(parameter.uint64_param());
+    case inference::InferParameter::kDoubleParam:
+      // What no integer is would be undefined arithmetic.
+      return std::abs(parameter.double_param()) < 9e18
+                 ? static_cast<int64_t>(parameter.double_param())
+                 : 0;
+    case inference::InferParameter::kStringParam: {
+      int64_t value = 0;
+      return absl::SimpleAtoi(parameter.string_param(), &value) ? value : 0;
+    }
+    default:
+      return 0;
+  }
+}
+
 absl::StatusOr<int> OutputReader::Find(const std::string& name) const {
   std::vector<std::string> names;
   for (int i = 0; i < response_.outputs_size(); ++i) {
@@ -45,6 +69,14 @@ absl::Status OutputReader::CheckShape(int index, const std::vector<int64_t>& sha
   if (given == shape) return absl::OkStatus();
   return Bad(output.name(), absl::StrCat("has the shape ", ShapeString(given), "; ",
                                          ShapeString(shape), " is expected"));
+}
+
+absl::Status OutputReader::CheckFlatShape(int index, int64_t rows, int64_t classes) const {
+  const auto& output = response_.outputs(index);
+  const std::vector<int64_t> given(output.shape().begin(), output.shape().end());
+  const bool ends_right = classes == 1 || (!given.empty() && given.back() == classes);
+  if (ends_right && ElementCount(given) == rows * classes) return absl::OkStatus();
+  return CheckShape(index, {rows, classes});
 }
 
 absl::Status OutputReader::CheckContents(int index, DataType wire, int64_t elements) const {
@@ -108,14 +140,34 @@ absl::StatusOr<Tensor> OutputReader::Floats(const std::string& name,
   return tensor;
 }
 
+absl::StatusOr<Tensor> OutputReader::ReadAsGiven(int index, std::vector<int64_t> shape) const {
+  const auto& output = response_.outputs(index);
+  const DataType wire = DataTypeFromName(output.datatype());
+  if (wire != DT_FLOAT && wire != DT_HALF) {
+    return Bad(output.name(), absl::StrCat("is ", output.datatype(), "; FP32 or FP16 is expected"));
+  }
+  Tensor tensor = Tensor::Allocate(DT_FLOAT, std::move(shape));
+  CODISTILL_RETURN_IF_ERROR(ReadFloats(index, wire, &tensor));
+  return tensor;
+}
+
+absl::StatusOr<Tensor> OutputReader::FloatsAsGiven(const std::string& name,
+                                                   const std::vector<int64_t>& shape) const {
+  CODISTILL_ASSIGN_OR_RETURN(const int index, Find(name));
+  CODISTILL_RETURN_IF_ERROR(CheckShape(index, shape));
+  return ReadAsGiven(index, shape);
+}
+
+absl::StatusOr<Tensor> OutputReader::PredictionsAsGiven(const std::string& name, int64_t rows,
+                                                        int64_t classes) const {
+  CODISTILL_ASSIGN_OR_RETURN(const int index, Find(name));
+  CODISTILL_RETURN_IF_ERROR(CheckFlatShape(index, rows, classes));
+  return ReadAsGiven(index, {rows, classes});
+}
+
 absl::StatusOr<Tensor> OutputReader::Logits(int64_t rows, int64_t classes, DataType wire) const {
   CODISTILL_ASSIGN_OR_RETURN(const int index, Find(kLogits));
-  const auto& output = response_.outputs(index);
-  const std::vector<int64_t> given(output.shape().begin(), output.shape().end());
-  const bool ends_right = classes == 1 || (!given.empty() && given.back() == classes);
-  if (!ends_right || ElementCount(given) != rows * classes) {
-    return CheckShape(index, {rows, classes});
-  }
+  CODISTILL_RETURN_IF_ERROR(CheckFlatShape(index, rows, classes));
   Tensor tensor = Tensor::Allocate(DT_FLOAT, {rows, classes});
   if (wire != DT_INT8) {
     CODISTILL_RETURN_IF_ERROR(ReadFloats(index, wire, &tensor));

@@ -10,21 +10,17 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "absl/time/clock.h"
 #include "common/base/executor.h"
 #include "common/base/mutex.h"
 #include "common/config/schedule.h"
 #include "glog/logging.h"
+#include "worker/announced_batches.h"
 #include "worker/teacher_chain.h"
 #include "worker/teacher_endpoints.h"
 
 namespace codistill {
 namespace {
-
-// Batches kept beyond those the job prefetches: the one in hand, and chained ones whose step has
-// passed.
-constexpr int kExtraBatches = 8;
 
 // One batch's question to one server.
 struct Attempt {
@@ -156,11 +152,7 @@ class TeacherClientImpl : public TeacherClient {
     changed_.SignalAll();
     if (!missing.empty() && config_.on_teacher_loss() == CodistillationConfig::FAIL &&
         !stop_waiting_) {
-      return absl::UnavailableError(
-          absl::StrCat("codistillation.on_teacher_loss is FAIL, and at step ", batch.step,
-                       " there were no predictions of ", absl::StrJoin(missing, ", "), " after ",
-                       absl::FormatDuration(wait_),
-                       last_error_.empty() ? "" : absl::StrCat("; last error: ", last_error_)));
+      return MissingPredictions(batch.step, missing, wait_, last_error_);
     }
     return predictions;
   }
@@ -203,14 +195,13 @@ class TeacherClientImpl : public TeacherClient {
   }
 
   std::shared_ptr<Entry> FindOrAdd(const TeacherBatch& batch) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
-    for (const auto& entry : entries_) {
-      if (!entry->passed && entry->batch->SameAs(batch)) return entry;
-    }
-    auto entry = std::make_shared<Entry>();
+    std::shared_ptr<Entry> entry = FindBatch(entries_, batch);
+    if (entry != nullptr) return entry;
+    entry = std::make_shared<Entry>();
     entry->batch = std::make_shared<TeacherBatch>(batch);
     entry->questions.resize(teachers_.size());
     entries_.push_back(entry);
-    while (entries_.size() > static_cast<size_t>(config_.prefetch() + kExtraBatches)) {
+    while (entries_.size() > static_cast<size_t>(config_.prefetch()) + kExtraBatches) {
       Abandon(entries_.front().get());
       entries_.pop_front();
     }

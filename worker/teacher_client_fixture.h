@@ -10,15 +10,13 @@
 
 #include "absl/time/clock.h"
 #include "gtest/gtest.h"
+#include "worker/teacher_batch_fixture.h"
 #include "worker/teacher_client.h"
 #include "worker/testing/scripted_inference_server.h"
 
 // What the tests of the teacher client share: a model of one input "x" FLOAT [1] with three
 // outputs, batches of two rows, and teachers that answer as a test says.
 namespace codistill {
-
-inline constexpr int64_t kRows = 2;
-inline constexpr int64_t kOutputs = 3;
 
 inline bool Eventually(const std::function<bool()>& condition) {
   const absl::Time deadline = absl::Now() + absl::Seconds(20);
@@ -37,20 +35,6 @@ inline std::vector<float> Values(const Tensor& tensor) {
 // Logits whose every value is `value`.
 inline void AddLogits(float value, inference::ModelInferResponse* response) {
   AddFp32Output("logits", {kRows, kOutputs}, std::vector<float>(kRows * kOutputs, value), response);
-}
-
-inline TeacherBatch Batch(int64_t step, float input = 0, uint64_t generation = 1) {
-  TeacherBatch batch;
-  batch.generation = generation;
-  batch.step = step;
-  batch.example_hash = 1000 + step;
-  Tensor x = Tensor::Allocate(DT_FLOAT, {kRows, 1});
-  for (float& value : x.As<float>()) value = input;
-  batch.inputs.push_back(x);
-  batch.example_ids = Tensor::Zeros(DT_INT64, {kRows});
-  batch.examples = kRows;
-  batch.rows = kRows;
-  return batch;
 }
 
 class TeacherClientTest : public ::testing::Test {

@@ -34,9 +34,12 @@ class Questions {
   }
   InferenceQuestion question(size_t index) const {
     MutexLock lock(&mu_);
-    return asked_[index].question;
+    if (index < asked_.size()) return asked_[index].question;
+    InferenceQuestion none;
+    none.batch = std::make_shared<TeacherBatch>();
+    return none;
   }
-  // The next question: its index.
+  // The next question: its index. There is one soon, or the test has failed.
   size_t Await() {
     const size_t index = seen_++;
     EXPECT_TRUE(Eventually([&] { return size() > index; }));
@@ -46,6 +49,7 @@ class Questions {
     InferenceChannel::Done done;
     {
       MutexLock lock(&mu_);
+      if (index >= asked_.size()) return;
       done = std::move(asked_[index].done);
       asked_[index].done = nullptr;
     }
@@ -92,6 +96,7 @@ class TeacherOrderTest : public TeacherClientTest {
  protected:
   std::unique_ptr<TeacherSource> CreateManual() {
     options_.teachers = {{"beta", {"beta:1"}, {}}};
+    options_.codistillation.set_teacher_wait_ms(5000);
     options_.channel = std::make_unique<ManualChannel>(&questions_);
     return Create();
   }
