@@ -27,7 +27,8 @@ namespace codistill {
 // failure, counted once a batch, and under FAIL an error.
 //
 // What was computed with weights of a generation that its group has left is computed again.
-// Recurrent teachers: the state after one batch goes into the next, as TeacherClient has it.
+// Recurrent teachers: the state after one batch goes into the next, as TeacherClient has it; of one
+// that has left a generation all batches still to come are computed again, in order, from zeros.
 class LocalTeachers : public TeacherSource {
  public:
   struct Teacher {

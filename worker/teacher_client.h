@@ -33,6 +33,10 @@ namespace codistill {
 // to one teacher form a chain, one at a time, in batch order. A gap in the chain (failure, first
 // use, skipped batch) or the beginning of an epoch starts from zeros.
 //
+// When a server answers from another generation of the teacher's group, what was predicted in the
+// one before is asked again; of a recurrent teacher every batch still to come, once, from zeros. An
+// answer of the generation before that was overtaken by one of the next is a failure.
+//
 // Bounds: a question holds at most two calls, and batches kept are at most prefetch and a few.
 // Questions are sent by the thread that announces, by that of the answers, and by one of the
 // client's own: the training thread sends only what was never announced.
