@@ -132,6 +132,23 @@ Json ServerTimes(const Server& server) {
           {"compute_output", mean(statistics.compute_output())}};
 }
 
+// Seconds that a call without content takes: what gRPC, and waking threads, cost alone.
+double EmptyCall(const Server& server) {
+  const auto stub =
+      inference::GRPCInferenceService::NewStub(MakeChannel(server.address(), ChannelUse::kControl));
+  std::vector<double> seconds;
+  for (int i = 0; i < 200; ++i) {
+    const auto context = MakeContext(absl::Now() + absl::Seconds(10));
+    inference::ServerLiveResponse response;
+    seconds.push_back(Seconds([&] {
+      if (!stub->ServerLive(context.get(), {}, &response).ok() || !response.live()) {
+        Must<int>(absl::InternalError("the server is not live"));
+      }
+    }));
+  }
+  return Median(seconds);
+}
+
 // Batches of 64, and a client that is alone with one example at a time.
 void MeasureResNet(const Plan& plan, Json* report) {
   const auto model = ResNet20(plan);
@@ -155,7 +172,8 @@ void MeasureResNet(const Plan& plan, Json* report) {
   const auto latencies = Alternate(
       plan.rounds,
       {{"server", [&] { return Median(Must(lone.Run(alone)).latencies); }},
-       {"direct", [&] { return Median(Must(model->RunDirect(1, single_passes)).passes); }}});
+       {"direct", [&] { return Median(Must(model->RunDirect(1, single_passes)).passes); }},
+       {"empty_call", [&] { return EmptyCall(*lone_server); }}});
   std::vector<double> added;
   for (int i = 0; i < plan.rounds; ++i) {
     added.push_back(1e3 * (latencies.at("server")[i] - latencies.at("direct")[i]));
@@ -168,6 +186,7 @@ void MeasureResNet(const Plan& plan, Json* report) {
                            {"server_p50_ms_batch_1", Spread(Scaled(latencies.at("server"), 1e3))},
                            {"direct_p50_ms_batch_1", Spread(Scaled(latencies.at("direct"), 1e3))},
                            {"added_ms", Spread(added)},
+                           {"empty_call_p50_ms", Spread(Scaled(latencies.at("empty_call"), 1e3))},
                            {"server_mean_ms_batch_1", ServerTimes(*lone_server)}};
 }
 

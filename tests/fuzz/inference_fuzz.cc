@@ -5,14 +5,17 @@
 #include <cmath>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "glog/logging.h"
 #include "grpcpp/support/byte_buffer.h"
+#include "predserver/batch_inputs.h"
 #include "predserver/inference_codec.h"
 #include "predserver/request_check.h"
+#include "predserver/request_queue.h"
 #include "proto/job.pb.h"
 #include "proto/open_inference.pb.h"
 #include "tests/fuzz/fuzz_target.h"
@@ -93,21 +96,25 @@ grpc::ByteBuffer Slices(absl::string_view bytes, size_t step) {
   return grpc::ByteBuffer(slices.data(), slices.size());
 }
 
-void CheckAccepted(const ModelConfig& config, const PredictionRequest& request,
-                   const RequestPlan& plan) {
+void CheckAccepted(const ModelConfig& config, const WaitingRequest& waiting) {
+  const PredictionRequest& request = waiting.request;
+  const RequestPlan& plan = waiting.plan;
   CHECK_GE(plan.batch, 1);
-  CHECK_EQ(plan.inputs.size(), 2);
   CHECK_EQ(plan.want_states.size(), 1);
-  const absl::StatusOr<Tensor> x = ReadInput(request.inputs[plan.inputs[0]]);
-  if (x.ok()) {
-    CHECK(x->shape() == (std::vector<int64_t>{plan.batch, kFeatures}));
-    for (const float value : x->As<float>()) CHECK(std::isfinite(value));
-  }
-  const absl::StatusOr<Tensor> flag = ReadInput(request.inputs[plan.inputs[1]]);
-  if (flag.ok()) CHECK_EQ(flag->bytes(), static_cast<size_t>(plan.batch));
-  if (plan.states[0] >= 0) {
-    const absl::StatusOr<Tensor> h = ReadInput(request.inputs[plan.states[0]]);
-    if (h.ok()) CHECK_EQ(h->elements(), 2 * plan.batch);
+  // Alone, and twice in one pass.
+  for (const size_t copies : {1, 2}) {
+    const std::vector<const WaitingRequest*> requests(copies, &waiting);
+    std::vector<absl::Status> statuses;
+    const BatchInputs batch = AssembleBatch(config, requests, &statuses);
+    CHECK_EQ(statuses.size(), copies);
+    if (!statuses[0].ok()) continue;
+    const int64_t rows = plan.batch * static_cast<int64_t>(copies);
+    CHECK_EQ(batch.examples, rows);
+    CHECK_EQ(batch.inputs.size(), 2);
+    CHECK(batch.inputs[0].shape() == (std::vector<int64_t>{rows, kFeatures}));
+    for (const float value : batch.inputs[0].As<float>()) CHECK(std::isfinite(value));
+    CHECK_EQ(batch.inputs[1].bytes(), static_cast<size_t>(rows));
+    if (plan.states[0] >= 0) CHECK_EQ(batch.states[0].elements(), 2 * rows);
   }
   const OutputFormat& format = request.format;
   CHECK(std::isfinite(format.temperature) && format.temperature > 0);
@@ -131,9 +138,14 @@ void FuzzOne(absl::string_view input) {
   InferenceRequest request;
   absl::Status status = DecodeInferenceRequest(Slices(input, step), &request);
   if (status.ok()) {
-    const absl::StatusOr<RequestPlan> plan = CheckRequest(*config, request.prediction);
+    WaitingRequest waiting;
+    waiting.request = std::move(request.prediction);
+    absl::StatusOr<RequestPlan> plan = CheckRequest(*config, waiting.request);
     status = plan.status();
-    if (plan.ok()) CheckAccepted(*config, request.prediction, *plan);
+    if (plan.ok()) {
+      waiting.plan = *std::move(plan);
+      CheckAccepted(*config, waiting);
+    }
   }
   if (status.ok()) return;
   CHECK(absl::IsInvalidArgument(status)) << status;
