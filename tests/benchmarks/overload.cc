@@ -2,7 +2,7 @@
 //
 //   overload [--quick]
 //
-// The server has one compute thread on core 0 and serves an MLP 1024-4096-4096-1000; every call
+// The server has one compute thread on core 0 and serves an MLP 1024-8192-8192-1000; every call
 // brings 4 examples. Its capacity is measured in a closed loop, before and after; in between calls
 // come in an open loop from 16 clients on core 1, at four times the capacity, for 60 s (--quick:
 // 10).
@@ -72,7 +72,7 @@ absl::StatusOr<JobConfig> MakeJob() {
   ModelConfig* model = job.mutable_model();
   for (auto& option : *model->mutable_export_()->mutable_options()) {
     if (option.key() == "in_features") option.set_value(absl::StrCat(kInputs));
-    if (option.key() == "hidden") option.set_value("4096,4096");
+    if (option.key() == "hidden") option.set_value("8192,8192");
     if (option.key() == "num_classes") option.set_value(absl::StrCat(kClasses));
   }
   model->mutable_inputs(0)->set_shape(0, kInputs);
@@ -285,7 +285,7 @@ absl::StatusOr<Json> Benchmark(bool quick) {
                                     empty.answered + empty.answered_later);
   out["memory_growth"] = late / early - 1;
   out["refused_without_delay"] = open.refused_without_delay + flood.refused_without_delay;
-  out["model"] = "MLP 1024-4096-4096-1000";
+  out["model"] = "MLP 1024-8192-8192-1000";
   out["shapes"] = absl::StrCat(kExamples, " examples a call, at most ", kMaxBatch, " a pass");
   out["threads"] = 1;
   out["capacity_calls_per_second"] = capacity;
