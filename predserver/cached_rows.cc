@@ -1,8 +1,11 @@
 #include "predserver/cached_rows.h"
 
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <utility>
+
+#include "common/tensor/int8_rows.h"
 
 namespace codistill {
 
@@ -52,8 +55,8 @@ CachedRows::Next CachedRows::Look(uint64_t generation, int64_t least_step, int64
     } else if (cache_->Claim(KeyOf(i), this)) {
       claims_.push_back(KeyOf(i));
       compute_.push_back(i);
-    } else if (waited_) {
-      compute_.push_back(i);  // not a second time for somebody else
+    } else if (waits_ >= kMostWaits) {
+      compute_.push_back(i);  // others have failed often enough
     }
   }
   if (missing_ == 0) return Next::kAnswer;
@@ -67,7 +70,7 @@ CachedRows::Next CachedRows::Look(uint64_t generation, int64_t least_step, int64
 }
 
 std::shared_ptr<PredictionCache::Waiter> CachedRows::Wait(std::function<void()> go) {
-  waited_ = true;
+  ++waits_;
   auto waiter = std::make_shared<PredictionCache::Waiter>(std::move(go));
   for (size_t i = 0; i < ids_.size(); ++i) {
     if (!found_[i]) cache_->Wait(KeyOf(static_cast<int32_t>(i)), waiter);
@@ -82,8 +85,9 @@ bool CachedRows::Take(const Tensor& logits, const Version& version, absl::Time l
   const auto* const rows = static_cast<const float*>(logits.data());
   for (size_t i = 0; i < examples; ++i) {
     const int64_t id = ids_[compute_.empty() ? i : compute_[i]];
-    cache_->Insert({id, version.generation()}, origin, rows + static_cast<int64_t>(i) * floats,
-                   floats);
+    const float* const row = rows + static_cast<int64_t>(i) * floats;
+    if (!std::isfinite(LargestMagnitude(row, floats))) continue;
+    cache_->Insert({id, version.generation()}, origin, row, floats);
   }
   if (compute_.empty()) {
     generation_ = version.generation();
@@ -92,7 +96,6 @@ bool CachedRows::Take(const Tensor& logits, const Version& version, absl::Time l
     missing_ = 0;
   } else if (version.generation() != generation_ ||
              floats != (logits_.empty() ? cache_->row_floats() : row_floats_)) {
-    GiveUp();
     return false;
   } else {
     for (size_t i = 0; i < examples; ++i) {
@@ -101,7 +104,6 @@ bool CachedRows::Take(const Tensor& logits, const Version& version, absl::Time l
       Found(compute_[i], origin);
     }
   }
-  GiveUp();
   return true;
 }
 

@@ -35,13 +35,15 @@ class CachedRows {
   const std::vector<int32_t>& compute() const { return compute_; }
 
   // After kWait: from the result's Start on, `go` is called once the others have computed what is
-  // missing, or given up. What is missing then is computed.
+  // missing, or given up. Of what is missing then, one of those who waited computes each example
+  // and the others wait again, but not for ever: after kMostWaits everyone computes for itself.
   std::shared_ptr<PredictionCache::Waiter> Wait(std::function<void()> go);
 
-  // Takes the logits of the examples of compute(), gives them to the cache, and ends the claims.
-  // False if they do not go with those found, and everything must be computed anew.
+  // Takes the logits of the examples of compute(), and gives those that are finite to the cache:
+  // what one client's inputs have driven out of bounds is for that client only. False if they do
+  // not go with those found, and everything must be computed anew. The claims remain.
   bool Take(const Tensor& logits, const Version& version, absl::Time loaded_at);
-  // Ends the claims: others compute for themselves.
+  // Ends the claims: others go on with what the cache has now, and compute the rest.
   void GiveUp();
 
   bool complete() const { return missing_ == 0; }
@@ -49,8 +51,14 @@ class CachedRows {
   const Tensor& logits() const { return logits_; }
   const PredictionCache::Origin& oldest() const { return oldest_; }
   uint64_t generation() const { return generation_; }
+  // Memory that this takes.
+  int64_t bytes() const {
+    return static_cast<int64_t>(ids_.size() * sizeof(int64_t)) +
+           (logits_.empty() ? 0 : static_cast<int64_t>(logits_.bytes()));
+  }
 
  private:
+  static constexpr int kMostWaits = 4;
   PredictionCache::Key KeyOf(int32_t example) const { return {ids_[example], generation_}; }
   float* RowOf(int32_t example);
   void Found(int32_t example, const PredictionCache::Origin& origin);
@@ -65,7 +73,7 @@ class CachedRows {
   Tensor logits_;
   int64_t row_floats_ = 0;  // of logits_
   PredictionCache::Origin oldest_;
-  bool waited_ = false;
+  int waits_ = 0;
   std::vector<int32_t> compute_;
   std::vector<PredictionCache::Key> claims_;
 };

@@ -1,5 +1,6 @@
 #include "predserver/inference_codec.h"
 
+#include <algorithm>
 #include <cstring>
 #include <memory>
 #include <utility>
@@ -19,6 +20,7 @@ namespace codistill {
 namespace {
 
 using google::protobuf::internal::WireFormatLite;
+using google::protobuf::io::CodedInputStream;
 using google::protobuf::io::CodedOutputStream;
 using inference::InferTensorContents;
 using inference::ModelInferRequest;
@@ -28,6 +30,13 @@ using inference::ModelStreamInferResponse;
 constexpr int kMaxVarintBytes = 10;
 constexpr int kRawInputField = ModelInferRequest::kRawInputContentsFieldNumber;
 constexpr int kRawOutputField = ModelInferResponse::kRawOutputContentsFieldNumber;
+
+// Of the text of an error on a stream.
+constexpr size_t kMaxErrorBytes = 2048;
+
+constexpr uint32_t BytesTag(int field) {
+  return static_cast<uint32_t>(field) << 3 | WireFormatLite::WIRETYPE_LENGTH_DELIMITED;
+}
 
 // What a slice of a response keeps alive: a tensor's memory, and whatever the caller wants to see
 // the end of.
@@ -95,17 +104,36 @@ void SetInt64(const char* name, int64_t value, ModelInferResponse* response) {
 
 }  // namespace
 
-std::string PeekModel(const grpc::ByteBuffer& buffer) {
-  constexpr uint8_t kTag =
-      ModelInferRequest::kModelNameFieldNumber << 3 | WireFormatLite::WIRETYPE_LENGTH_DELIMITED;
+RequestHead PeekHead(const grpc::ByteBuffer& buffer) {
+  RequestHead head;
   std::vector<grpc::Slice> slices;
-  if (!buffer.Valid() || !buffer.Dump(&slices).ok() || slices.empty()) return "";
+  if (!buffer.Valid() || !buffer.Dump(&slices).ok() || slices.empty()) return head;
   const grpc::Slice& first = slices[0];
-  // Lengths of more than one byte are no names of ours.
-  if (first.size() < 2 || first.begin()[0] != kTag) return "";
-  const size_t size = first.begin()[1];
-  if (size >= 0x80 || first.size() < 2 + size) return "";
-  return std::string(reinterpret_cast<const char*>(first.begin()) + 2, size);
+  CodedInputStream in(first.begin(),
+                      static_cast<int>(std::min<size_t>(first.size(), 4 * kMaxIdBytes)));
+  while (true) {
+    std::string version;
+    std::string* to = nullptr;
+    switch (in.ReadTag()) {
+      case BytesTag(ModelInferRequest::kModelNameFieldNumber):
+        to = &head.model;
+        break;
+      case BytesTag(ModelInferRequest::kModelVersionFieldNumber):
+        to = &version;
+        break;
+      case BytesTag(ModelInferRequest::kIdFieldNumber):
+        to = &head.id;
+        break;
+      default:
+        return head;
+    }
+    uint32_t size = 0;
+    if (!in.ReadVarint32(&size) || size > kMaxIdBytes ||
+        !in.ReadString(to, static_cast<int>(size))) {
+      to->clear();
+      return head;
+    }
+  }
 }
 
 absl::Status DecodeInferenceRequest(grpc::ByteBuffer buffer, InferenceRequest* request) {
@@ -113,6 +141,10 @@ absl::Status DecodeInferenceRequest(grpc::ByteBuffer buffer, InferenceRequest* r
   ModelInferRequest message;
   CODISTILL_RETURN_IF_ERROR(
       DecodedPayload::Decode(&buffer, kRawInputField, &message, &contents->raw));
+  if (message.id().size() > kMaxIdBytes) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("id: has ", message.id().size(), " bytes; it may have at most ", kMaxIdBytes));
+  }
   request->id = message.id();
   const int raw_count = contents->raw.count();
   if (raw_count > 0 && raw_count != message.inputs_size()) {
@@ -126,7 +158,10 @@ absl::Status DecodeInferenceRequest(grpc::ByteBuffer buffer, InferenceRequest* r
   prediction.version = message.model_version();
   CODISTILL_RETURN_IF_ERROR(ReadParameters(message, request));
   for (const auto& output : message.outputs()) prediction.outputs.push_back(output.name());
-  if (raw_count == 0) contents->typed.resize(message.inputs_size());
+  if (raw_count == 0) {
+    contents->raw = DecodedPayload();  // `message` has all that came
+    contents->typed.resize(message.inputs_size());
+  }
   for (int i = 0; i < message.inputs_size(); ++i) {
     const auto& from = message.inputs(i);
     PredictionRequest::Input& input = prediction.inputs.emplace_back();
@@ -143,6 +178,7 @@ absl::Status DecodeInferenceRequest(grpc::ByteBuffer buffer, InferenceRequest* r
     } else {
       CODISTILL_ASSIGN_OR_RETURN(contents->typed[i],
                                  PackTyped(from.name(), from.datatype(), from.contents()));
+      message.mutable_inputs(i)->clear_contents();  // never all of them twice
       const std::string& bytes = contents->typed[i];
       input.parts.emplace_back(reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size());
     }
@@ -202,9 +238,16 @@ grpc::ByteBuffer EncodeStreamResponse(const grpc::ByteBuffer& response) {
 }
 
 grpc::ByteBuffer EncodeStreamError(const std::string& id, const absl::Status& status) {
+  std::string text(status.message());
+  if (text.size() > kMaxErrorBytes) {
+    size_t end = kMaxErrorBytes;
+    while (end > 0 && (text[end] & 0xc0) == 0x80) --end;  // between characters of UTF-8
+    const size_t more = text.size() - end;
+    text.resize(end);
+    absl::StrAppend(&text, "... (", more, " more bytes)");
+  }
   ModelStreamInferResponse message;
-  message.set_error_message(id.empty() ? std::string(status.message())
-                                       : absl::StrCat("[request id: ", id, "] ", status.message()));
+  message.set_error_message(id.empty() ? text : absl::StrCat("[request id: ", id, "] ", text));
   // An empty text would mean that nothing is wrong.
   if (message.error_message().empty()) {
     message.set_error_message(absl::StatusCodeToString(status.code()));

@@ -23,9 +23,16 @@ struct InferenceRequest {
   PredictionRequest prediction;
 };
 
-// The model that a request names, without taking it apart: empty unless it is the first field in
-// the first slice, where encoders put it.
-std::string PeekModel(const grpc::ByteBuffer& buffer);
+// What a request says of itself before its tensors, without taking it apart: empty where that is
+// not found at the beginning of the first slice, where encoders put it.
+struct RequestHead {
+  std::string model;
+  std::string id;
+};
+RequestHead PeekHead(const grpc::ByteBuffer& buffer);
+
+// Bytes that a request's id may have. It is sent back with every answer.
+inline constexpr size_t kMaxIdBytes = 4096;
 
 // Takes a request apart. Contents may be raw or typed; either way `prediction.owner` keeps them.
 // Does not look at what the model takes. INVALID_ARGUMENT if the bytes are no ModelInferRequest,
@@ -44,7 +51,7 @@ size_t ResponseBytes(const Prediction& prediction);
 // The same response as a message of a stream.
 grpc::ByteBuffer EncodeStreamResponse(const grpc::ByteBuffer& response);
 // A message of a stream that tells why the request `id` failed. Stock clients show the text only,
-// so it names the request.
+// so it names the request. A long text is cut off, as that of a status is (ToGrpcStatus).
 grpc::ByteBuffer EncodeStreamError(const std::string& id, const absl::Status& status);
 
 }  // namespace codistill

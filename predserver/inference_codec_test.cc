@@ -168,14 +168,42 @@ TEST(InferenceCodecTest, TypedContentsBecomeTheBytesThatRawOnesWouldBe) {
 }
 
 TEST(InferenceCodecTest, TheModelIsSeenFromOutside) {
-  EXPECT_EQ(PeekModel(Bytes(Parse("model_name: 'alpha' id: 'x'").SerializeAsString())), "alpha");
-  EXPECT_EQ(PeekModel(Bytes(Parse("id: 'x'").SerializeAsString())), "");
-  EXPECT_EQ(PeekModel(Bytes("\x0a\x05"
-                            "alph")),
+  const auto peek = [](const std::string& text) {
+    return PeekHead(Bytes(Parse(text).SerializeAsString()));
+  };
+  RequestHead head = peek("model_name: 'alpha' model_version: '3.1' id: 'x' inputs { name: 'a' }");
+  EXPECT_EQ(head.model, "alpha");
+  EXPECT_EQ(head.id, "x");
+  head = peek("id: 'x'");
+  EXPECT_EQ(head.model, "");
+  EXPECT_EQ(head.id, "x");
+  EXPECT_EQ(peek("model_name: 'alpha' id: '" + std::string(kMaxIdBytes + 1, 'x') + "'").id, "");
+  EXPECT_EQ(PeekHead(Bytes("\x0a\x05"
+                           "alph"))
+                .model,
             "");
-  EXPECT_EQ(PeekModel(Bytes("\x0a\xff")), "");
-  EXPECT_EQ(PeekModel(Bytes("")), "");
-  EXPECT_EQ(PeekModel(grpc::ByteBuffer()), "");
+  EXPECT_EQ(PeekHead(Bytes("\x0a\xff")).model, "");
+  EXPECT_EQ(PeekHead(Bytes("")).model, "");
+  EXPECT_EQ(PeekHead(grpc::ByteBuffer()).model, "");
+}
+
+TEST(InferenceCodecTest, LongIdsAreRefusedAndLongErrorsCutOff) {
+  EXPECT_THAT(Error("id: '" + std::string(5000, 'x') + "'"),
+              HasSubstr("id: has 5000 bytes; it may have at most 4096"));
+  std::string long_text;
+  for (int i = 0; i < 2000; ++i) long_text += "\xc3\xa9";  // two bytes each
+  const grpc::ByteBuffer error = EncodeStreamError("7", absl::NotFoundError("x" + long_text));
+  inference::ModelStreamInferResponse message;
+  std::vector<grpc::Slice> slices;
+  ASSERT_TRUE(error.Dump(&slices).ok());
+  std::string bytes;
+  for (const grpc::Slice& slice : slices) {
+    bytes.append(reinterpret_cast<const char*>(slice.begin()), slice.size());
+  }
+  ASSERT_TRUE(message.ParseFromString(bytes));  // which it is not if a character is cut in two
+  EXPECT_LT(message.error_message().size(), 2200u);
+  EXPECT_THAT(message.error_message(), HasSubstr("more bytes)"));
+  EXPECT_EQ(message.infer_response().id(), "7");
 }
 
 TEST(InferenceCodecTest, GarbageIsRefused) {

@@ -28,7 +28,9 @@ constexpr const char* kExtensions[] = {"model_configuration", "parameters", "sta
 
 InferenceService::InferenceService(ModelRepository* models, PredictionConfig prediction,
                                    size_t max_unread_bytes)
-    : models_(models), prediction_(std::move(prediction)), unread_(max_unread_bytes) {}
+    : models_(models),
+      prediction_(std::move(prediction)),
+      unread_(max_unread_bytes, kMaxUnreadClients * max_unread_bytes) {}
 
 absl::StatusOr<const Predictor*> InferenceService::FindVersion(const std::string& model,
                                                                const std::string& version) const {
@@ -141,14 +143,18 @@ InferenceService::Caller InferenceService::CallerOf(const grpc::CallbackServerCo
 
 void InferenceService::Infer(grpc::ByteBuffer message, Caller caller, Respond respond) {
   auto request = std::make_shared<InferenceRequest>();
+  RequestHead head = PeekHead(message);
   absl::Status status = caller.account->Check();
   if (status.ok()) {
     // What there is no room for is refused before it costs anything.
-    const absl::StatusOr<Predictor*> model = models_->Find(PeekModel(message));
-    if (model.ok()) status = (*model)->CheckRoom(caller.client);
+    const absl::StatusOr<Predictor*> model = models_->Find(head.model);
+    if (model.ok()) {
+      status = (*model)->CheckRoom(caller.client, static_cast<int64_t>(message.Length()));
+    }
   }
   if (status.ok()) status = DecodeInferenceRequest(std::move(message), request.get());
   if (!status.ok()) {
+    if (request->id.empty()) request->id = std::move(head.id);
     respond(*request, status, {});
     return;
   }
@@ -171,6 +177,7 @@ void InferenceService::Infer(grpc::ByteBuffer message, Caller caller, Respond re
       return;
     }
     const size_t bytes = ResponseBytes(*result);
+    // Predictor::Options::outputs sees to it before anything is computed.
     if (bytes + kHeadroomBytes > kMaxPredictionBytes) {
       respond(*request,
               absl::InvalidArgumentError(absl::StrCat(
@@ -178,6 +185,10 @@ void InferenceService::Infer(grpc::ByteBuffer message, Caller caller, Respond re
                   kMaxPredictionBytes - kHeadroomBytes,
                   ": send fewer rows, or ask for top-k or a smaller format")),
               {});
+      return;
+    }
+    if (absl::Status room = account->CheckRoomFor(bytes); !room.ok()) {
+      respond(*request, room, {});
       return;
     }
     respond(*request, absl::OkStatus(),
@@ -191,10 +202,12 @@ grpc::ServerUnaryReactor* InferenceService::ModelInfer(grpc::CallbackServerConte
                                                        grpc::ByteBuffer* response) {
   const InferCall::Ptr call = InferCall::Start(context, request, response, &registry_);
   grpc::ServerUnaryReactor* const reactor = call->reactor();
-  // A copy: the call, and the request with it, may be over before it is computed.
+  // Taken out of the call, which may be over before it is computed, or keep what is not needed any
+  // more until it is.
+  grpc::ByteBuffer message;
+  message.Swap(const_cast<grpc::ByteBuffer*>(request));
   Infer(
-      grpc::ByteBuffer(*request),
-      CallerOf(*context, call->deadline(), [call] { return call->ended(); }),
+      std::move(message), CallerOf(*context, call->deadline(), [call] { return call->ended(); }),
       [call](const InferenceRequest&, const absl::Status& status, const grpc::ByteBuffer& answer) {
         status.ok() ? call->FinishWith(answer) : call->Finish(status);
       });

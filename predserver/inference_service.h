@@ -44,6 +44,8 @@ class InferenceService final : public internal::InferenceServiceBase {
  public:
   // Bytes of responses that a client may leave unread.
   static constexpr size_t kMaxUnreadBytes = size_t{256} << 20;
+  // That all together may, as a multiple of it.
+  static constexpr size_t kMaxUnreadClients = 4;
 
   // Not owned; outlives every call. `prediction` is told as part of the models' configuration.
   explicit InferenceService(ModelRepository* models, PredictionConfig prediction = {},
@@ -101,6 +103,7 @@ class InferenceService final : public internal::InferenceServiceBase {
                                                const std::string& version) const;
   Caller CallerOf(const grpc::CallbackServerContext& context, absl::Time deadline,
                   std::function<bool()> gone);
+  // `request` tells its id as far as that could be found out.
   void Infer(grpc::ByteBuffer message, Caller caller, Respond respond);
 
   ModelRepository* const models_;

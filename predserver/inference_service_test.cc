@@ -325,8 +325,10 @@ TEST_F(MlpTest, GarbageIsRefusedOnCallsAndStreams) {
 
 TEST(InferenceServiceTest, ResponsesThatFitNoMessageAreRefusedByName) {
   const ModelConfig config = ParseConfig("inputs { name: 'x' shape: 1 } num_outputs: 1000");
+  std::atomic<int> passes{0};
   const auto model = std::make_shared<PuppetModel>(
-      [](absl::Span<const Tensor> inputs, Model::States*) -> absl::StatusOr<Model::Logits> {
+      [&](absl::Span<const Tensor> inputs, Model::States*) -> absl::StatusOr<Model::Logits> {
+        ++passes;
         const int64_t rows = inputs[0].shape()[0];
         return Model::Logits{Tensor::Zeros(DT_FLOAT, {rows, 1000}), rows};
       });
@@ -337,7 +339,9 @@ TEST(InferenceServiceTest, ResponsesThatFitNoMessageAreRefusedByName) {
   ModelInferResponse response;
   const absl::Status status = fixture.Infer(request, &response);
   EXPECT_TRUE(absl::IsInvalidArgument(status)) << status;
-  EXPECT_THAT(std::string(status.message()), HasSubstr("68000000 bytes"));
+  EXPECT_THAT(std::string(status.message()),
+              HasSubstr("input x: has 17000 examples, with 4000 bytes of outputs each"));
+  EXPECT_EQ(passes, 0);
 }
 
 TEST(InferenceServiceTest, RecurrentStateContinuesOverTheWire) {
@@ -434,6 +438,44 @@ TEST_F(SlowTest, CallsWaitingForComputeEndWithTheirDeadlineOrTheirServer) {
   // The pass that was held up ends after its call and its server have gone.
   model_->LetGo();
   fixture_.models_->Drain();
+}
+
+TEST(InferenceServiceTest, StreamsGetTheirAnswersWhenTheServerGoes) {
+  const auto model =
+      std::make_shared<PuppetModel>([](absl::Span<const Tensor> inputs, Model::States*) {
+        return Model::Logits{inputs[0], inputs[0].shape()[0]};
+      });
+  Fixture fixture(model, ParseConfig("inputs { name: 'x' shape: 1 } num_outputs: 1"));
+  model->HoldUp();
+  const auto context = MakeContext(absl::Now() + absl::Seconds(60));
+  const auto stream = fixture.stub_->ModelStreamInfer(context.get());
+  constexpr int kRequests = 5;
+  for (int i = 0; i < kRequests; ++i) {
+    ModelInferRequest request;
+    request.set_model_name("alpha");
+    request.set_id(std::to_string(i));
+    AddInput("x", FloatTensor({1, 1}, {static_cast<float>(i)}), &request);
+    ASSERT_TRUE(stream->Write(request));
+  }
+  model->AwaitPasses(1);
+  const absl::Time deadline = absl::Now() + absl::Seconds(30);
+  int64_t queued = 0;
+  while (queued < kRequests - 1 && absl::Now() < deadline) {
+    ServedModelStatus status;
+    (*fixture.models_->Find("alpha"))->FillStatus(&status);
+    queued = status.queued();
+  }
+  ASSERT_EQ(queued, kRequests - 1);
+  fixture.service_->registry()->FinishAll();
+  model->LetGo();
+  std::set<std::string> answered;
+  inference::ModelStreamInferResponse message;
+  while (stream->Read(&message)) {
+    EXPECT_EQ(message.error_message(), "");
+    answered.insert(message.infer_response().id());
+  }
+  EXPECT_EQ(answered.size(), kRequests);
+  EXPECT_EQ(stream->Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
 }
 
 TEST_F(SlowTest, FullQueueIsRefusedOverTheWire) {

@@ -69,11 +69,19 @@ void InferenceStream::ReadDone(bool ok) {
   grpc::ByteBuffer request;
   request.Swap(&incoming_);
   const size_t bytes = request.Length();
+  bool refused = false;
   {
     MutexLock lock(&mu_);
-    ++unanswered_;
-    request_bytes_ += bytes;
+    refused = closing_ || ended_;
+    if (refused) {
+      reading_ = false;
+    } else {
+      ++unanswered_;
+      request_bytes_ += bytes;
+    }
   }
+  // The status tells the client.
+  if (refused) return Proceed();
   const std::shared_ptr<InferenceStream> self = shared_from_this();
   handler_(self, std::move(request),
            [self, bytes](grpc::ByteBuffer response) { self->Answer(bytes, std::move(response)); });
@@ -127,6 +135,17 @@ void InferenceStream::End(const absl::Status& status) {
   Proceed();
 }
 
+void InferenceStream::EndForShutdown(const absl::Status& status) {
+  {
+    MutexLock lock(&mu_);
+    if (!ended_ && !closing_) {
+      closing_ = true;
+      end_ = status;
+    }
+  }
+  Proceed();
+}
+
 bool InferenceStream::HasRoom() const {
   const int under_way = unanswered_ + static_cast<int>(waiting_.size()) + (writing_ ? 1 : 0);
   if (under_way == 0) return true;
@@ -148,7 +167,7 @@ void InferenceStream::Proceed() {
       MutexLock lock(&mu_);
       if (started_read) starting_read_ = false;
       if (finished_) return;
-      if (!ended_ && !reading_ && !half_closed_ && HasRoom()) {
+      if (!ended_ && !closing_ && !reading_ && !half_closed_ && HasRoom()) {
         read = reading_ = starting_read_ = true;
       }
       if (!writing_ && !waiting_.empty()) {
@@ -156,7 +175,8 @@ void InferenceStream::Proceed() {
         outgoing_.Swap(&waiting_.front());
         waiting_.pop_front();
       }
-      const bool complete = half_closed_ && !reading_ && unanswered_ == 0 && waiting_.empty();
+      const bool complete =
+          (closing_ || (half_closed_ && !reading_)) && unanswered_ == 0 && waiting_.empty();
       if (!writing_ && !starting_read_ && (ended_ || complete)) {
         finish = finished_ = true;
         ended_ = true;

@@ -21,8 +21,10 @@ namespace codistill {
 // flow control holds the client up.
 //
 // Ends with OK when the client has closed its side and everything is answered; else by the client's
-// cancellation or deadline (CANCELLED), a broken connection, or CallRegistry::FinishAll
-// (UNAVAILABLE). Answers that come later go nowhere. Thread-safe.
+// cancellation or deadline (CANCELLED) or a broken connection: answers that come later go nowhere.
+// After CallRegistry::FinishAll no more requests are read, and the stream ends, UNAVAILABLE, when
+// all that were are answered and the client has taken the answers; who shuts down sets a client
+// that does not a deadline. Thread-safe.
 class InferenceStream final : public ParkedCall,
                               public std::enable_shared_from_this<InferenceStream> {
  public:
@@ -52,7 +54,7 @@ class InferenceStream final : public ParkedCall,
   // Requests under way.
   int under_way() const;
 
-  void EndForShutdown(const absl::Status& status) override { End(status); }
+  void EndForShutdown(const absl::Status& status) override;
 
  private:
   class Reactor;
@@ -78,6 +80,7 @@ class InferenceStream final : public ParkedCall,
   bool starting_read_ ABSL_GUARDED_BY(mu_) = false;  // a thread is about to
   bool half_closed_ ABSL_GUARDED_BY(mu_) = false;
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
+  bool closing_ ABSL_GUARDED_BY(mu_) = false;  // ends, with end_, when everything is answered
   bool ended_ ABSL_GUARDED_BY(mu_) = false;
   bool finished_ ABSL_GUARDED_BY(mu_) = false;
   absl::Status end_ ABSL_GUARDED_BY(mu_);

@@ -1,5 +1,6 @@
 #include "predserver/prediction_cache.h"
 
+#include <limits>
 #include <map>
 #include <random>
 #include <thread>
@@ -232,10 +233,13 @@ TEST_F(CachedRowsTest, WhatOthersComputeIsWaitedFor) {
   int told = 0;
   third.Wait([&] { ++told; })->Start();
   ASSERT_TRUE(second.Take(Logits({7}, 10), At(10), kLoaded));
+  second.GiveUp();
   EXPECT_FALSE(second.complete());
   ASSERT_EQ(Look(&second), Next::kWait);
   EXPECT_EQ(told, 0);
   ASSERT_TRUE(first.Take(Logits({5, 6}, 11), At(11), kLoaded));
+  EXPECT_EQ(told, 0);
+  first.GiveUp();
   EXPECT_EQ(told, 1);
   ASSERT_EQ(Look(&second), Next::kAnswer);
   ExpectRows(second, {Row(6, 11), Row(7, 10)});
@@ -244,7 +248,21 @@ TEST_F(CachedRowsTest, WhatOthersComputeIsWaitedFor) {
   ExpectRows(third, {Row(5, 11), Row(6, 11)});
 }
 
-TEST_F(CachedRowsTest, WhenTheOtherGivesUpEachComputesForItself) {
+TEST_F(CachedRowsTest, WhatIsNotFiniteIsNotKept) {
+  CachedRows first(&cache_, {5, 6, 7}, 2);
+  ASSERT_EQ(Look(&first), Next::kCompute);
+  Tensor logits = Logits({5, 6, 7}, 10);
+  logits.As<float>()[1] = std::numeric_limits<float>::infinity();
+  logits.As<float>()[11] = std::numeric_limits<float>::quiet_NaN();
+  ASSERT_TRUE(first.Take(logits, At(10), kLoaded));
+  first.GiveUp();
+  EXPECT_EQ(first.logits().data(), logits.data());  // whoever asked is told
+  CachedRows second(&cache_, {5, 6, 7}, 2);
+  ASSERT_EQ(Look(&second), Next::kCompute);
+  EXPECT_THAT(second.compute(), ElementsAre(0, 2));
+}
+
+TEST_F(CachedRowsTest, WhenTheOtherGivesUpOneComputesAndTheRestWaitAgain) {
   auto first = std::make_unique<CachedRows>(&cache_, std::vector<int64_t>{5}, 2);
   CachedRows second(&cache_, {5}, 2), third(&cache_, {5}, 2);
   ASSERT_EQ(Look(first.get()), Next::kCompute);
@@ -256,7 +274,20 @@ TEST_F(CachedRowsTest, WhenTheOtherGivesUpEachComputesForItself) {
   first = nullptr;
   EXPECT_EQ(told, 2);
   EXPECT_EQ(Look(&second), Next::kCompute);
-  EXPECT_EQ(Look(&third), Next::kCompute);  // does not wait a second time
+  EXPECT_EQ(Look(&third), Next::kWait);
+  third.Wait([&] { ++told; })->Start();
+  second.GiveUp();
+  EXPECT_EQ(told, 3);
+  // Not for ever.
+  CachedRows failing(&cache_, {5}, 2);
+  for (int i = 2; i < 4; ++i) {
+    ASSERT_EQ(Look(&failing), Next::kCompute);
+    ASSERT_EQ(Look(&third), Next::kWait);
+    third.Wait([] {})->Start();
+    failing.GiveUp();
+  }
+  ASSERT_EQ(Look(&failing), Next::kCompute);
+  EXPECT_EQ(Look(&third), Next::kCompute);
 }
 
 }  // namespace

@@ -68,7 +68,7 @@ Predictor::Predictor(Options options)
     : options_(std::move(options)),
       cache_(options_.cache_bytes > 0 ? std::make_unique<PredictionCache>(options_.cache_bytes)
                                       : nullptr),
-      queue_(options_.max_queue),
+      queue_(options_.max_queue, options_.max_queue_bytes),
       policy_({options_.max_batch_size, options_.max_batch_delay}),
       metrics_({options_.model, options_.metrics, options_.followed, [this] {
                   const int64_t bytes = cache_ == nullptr ? 0 : cache_->bytes();
@@ -124,11 +124,25 @@ std::vector<std::string> Predictor::held_versions() const {
   return names;
 }
 
-absl::Status Predictor::Refusal(absl::Time now) {
-  return WithRetryAfter(absl::ResourceExhaustedError(
-                            absl::StrCat("model ", options_.model, ": ", queue_.size(),
-                                         " requests are waiting already (prediction.max_queue)")),
-                        rate_.RetryDelay(queue_.size(), now));
+absl::Status Predictor::Refusal(size_t waiting, absl::Time now) {
+  std::string text = absl::StrCat("model ", options_.model, ": ", waiting, " requests");
+  if (waiting >= static_cast<size_t>(options_.max_queue)) {
+    absl::StrAppend(&text, " are waiting already (prediction.max_queue)");
+  } else {
+    absl::StrAppend(&text, " and others, of ", queue_.bytes() + aside_bytes_,
+                    " bytes together, are waiting already; there is room for ",
+                    options_.max_queue_bytes);
+  }
+  return WithRetryAfter(absl::ResourceExhaustedError(text),
+                        rate_.RetryDelay(static_cast<int>(waiting), now));
+}
+
+int64_t Predictor::BytesOf(const WaitingRequest& item) {
+  size_t bytes = 0;
+  for (const PredictionRequest::Input& input : item.request.inputs) {
+    for (const auto& part : input.parts) bytes += part.size();
+  }
+  return static_cast<int64_t>(bytes) + (item.cached == nullptr ? 0 : item.cached->bytes());
 }
 
 absl::Status Predictor::Draining() {
@@ -153,10 +167,20 @@ void Predictor::RemoveDead(absl::Time now, Taken* taken) {
   for (auto parked = parked_.begin(); parked != parked_.end();) {
     const auto next = std::next(parked);
     if (!StillWanted(*parked->second, now).ok()) {
+      aside_bytes_ -= parked->second->bytes;
       dead.push_back(std::move(parked->second));
       parked_.erase(parked);
     }
     parked = next;
+  }
+  for (auto complete = complete_.begin(); complete != complete_.end();) {
+    if (StillWanted(*complete->item, now).ok()) {
+      ++complete;
+      continue;
+    }
+    aside_bytes_ -= complete->item->bytes;
+    dead.push_back(std::move(complete->item));
+    complete = complete_.erase(complete);
   }
   for (Item& item : dead) {
     absl::Status status = StillWanted(*item, now);
@@ -166,21 +190,28 @@ void Predictor::RemoveDead(absl::Time now, Taken* taken) {
   swept_ = now;
 }
 
-bool Predictor::FindRoom(const std::string& client, absl::Time now, Taken* taken) {
-  if (queue_.HasRoom(client)) return true;
+bool Predictor::FindRoom(const std::string& client, int64_t bytes, absl::Time now, Taken* taken) {
+  if (queue_.HasRoom(client, bytes, aside_bytes_)) return true;
   if (now - swept_ < kSweepInterval) return false;
   RemoveDead(now, taken);
-  return queue_.HasRoom(client);
+  return queue_.HasRoom(client, bytes, aside_bytes_);
 }
 
-absl::Status Predictor::CheckRoom(const std::string& client) {
-  if (cache_ != nullptr) return absl::OkStatus();
+bool Predictor::HasRoomAside(size_t waiting, int64_t bytes) const {
+  const int64_t others = queue_.bytes() + aside_bytes_;
+  return waiting < static_cast<size_t>(options_.max_queue) &&
+         (others == 0 || bytes <= options_.max_queue_bytes - others);
+}
+
+absl::Status Predictor::CheckRoom(const std::string& client, int64_t bytes) {
   const absl::Time now = options_.clock->Now();
   Taken taken;
   absl::Status status;
   {
     MutexLock lock(&mu_);
-    if (!FindRoom(client, now, &taken)) status = Refusal(now);
+    const bool aside =
+        cache_ != nullptr && HasRoomAside(parked_.size() + resumed_.size(), /*bytes=*/0);
+    if (!aside && !FindRoom(client, bytes, now, &taken)) status = Refusal(queue_.size(), now);
   }
   FinishFailed(std::move(taken.failed));
   if (!status.ok()) metrics_.Answered(status, absl::ZeroDuration(), now);
@@ -189,16 +220,21 @@ absl::Status Predictor::CheckRoom(const std::string& client) {
 
 void Predictor::Predict(PredictionRequest request, Done done) {
   // Before anything is looked at closely.
-  if (absl::Status room = CheckRoom(request.client); !room.ok()) return done(std::move(room));
   auto item = std::make_unique<WaitingRequest>();
   item->arrived = options_.clock->Now();
   item->request = std::move(request);
   item->done = std::move(done);
+  if (absl::Status room = CheckRoom(item->request.client, BytesOf(*item)); !room.ok()) {
+    return item->done(std::move(room));
+  }
   absl::StatusOr<RequestPlan> plan = CheckRequest(options_.config, item->request);
   absl::Status status = plan.status();
   status.Update(Ready(item->request.version));
   if (!status.ok()) return Finish(std::move(item), std::move(status));
   item->plan = *std::move(plan);
+  status = CheckOutputBytes(options_.config, item->request, item->plan,
+                            std::max<int64_t>(1, rows_per_example_), options_.outputs);
+  if (!status.ok()) return Finish(std::move(item), std::move(status));
   if (cache_ == nullptr || item->plan.example_id < 0 || !item->request.version.empty()) {
     return Enqueue(std::move(item));
   }
@@ -211,18 +247,20 @@ void Predictor::Predict(PredictionRequest request, Done done) {
 void Predictor::Enqueue(Item item) {
   bool wake = false;
   Taken taken;
+  item->bytes = BytesOf(*item);
   {
     MutexLock lock(&mu_);
     if (draining_ && !item->accepted) {
       taken.failed.push_back({std::move(item), Draining()});
-    } else if (!FindRoom(item->request.client, item->arrived, &taken)) {
-      taken.failed.push_back({std::move(item), Refusal(options_.clock->Now())});
+    } else if (!FindRoom(item->request.client, item->bytes, item->arrived, &taken)) {
+      taken.failed.push_back({std::move(item), Refusal(queue_.size(), options_.clock->Now())});
     } else {
       if (!std::exchange(item->accepted, true)) ++unanswered_;
       if (!std::exchange(item->open, true)) policy_.Came(item->arrived);
-      Item displaced = queue_.Push(std::move(item));
+      Item displaced = queue_.Push(std::move(item), aside_bytes_);
       if (displaced != nullptr) {
-        taken.failed.push_back({std::move(displaced), Refusal(options_.clock->Now())});
+        taken.failed.push_back(
+            {std::move(displaced), Refusal(queue_.size(), options_.clock->Now())});
       }
       // While a pass waits for more, only the last of those that it waits for need tell.
       wake = !policy_.waiting() || policy_.Enough(queue_.size(), queue_.examples());

@@ -176,17 +176,81 @@ TEST_F(BatchingTest, RefusalsSayWhenByTheMeasuredRate) {
   slow->AwaitPasses(21);
   answers.push_back(Start(Request()));
   answers.push_back(Start(Request()));
-  EXPECT_THAT(std::string(predictor_->CheckRoom("").message()),
+  EXPECT_THAT(std::string(predictor_->CheckRoom("", 0).message()),
               HasSubstr("model alpha: 2 requests are waiting already (prediction.max_queue)"));
   const absl::Status refused = Predict(Request()).status();
   ASSERT_TRUE(absl::IsResourceExhausted(refused)) << refused;
   // The first place that becomes free was promised above.
   EXPECT_NEAR(absl::ToDoubleMilliseconds(*RetryAfter(refused)), 20, 0.01);
-  EXPECT_NEAR(absl::ToDoubleMilliseconds(*RetryAfter(predictor_->CheckRoom(""))), 10, 0.01);
+  EXPECT_NEAR(absl::ToDoubleMilliseconds(*RetryAfter(predictor_->CheckRoom("", 0))), 10, 0.01);
   EXPECT_EQ(predictor_->statistics().refused, 3);
   slow->LetGo();
   ExpectOk(answers);
-  EXPECT_TRUE(predictor_->CheckRoom("").ok());
+  EXPECT_TRUE(predictor_->CheckRoom("", 0).ok());
+}
+
+TEST_F(BatchingTest, WhatWaitsIsBoundedInBytes) {
+  options_.max_queue_bytes = 100;
+  MakeAnew();
+  std::vector<Answer> answers = {Block()};
+  answers.push_back(Start(Many(100)));  // 800 bytes, but alone
+  absl::Status refused = Predict(Request()).status();
+  EXPECT_TRUE(absl::IsResourceExhausted(refused)) << refused;
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("800 bytes together"));
+  EXPECT_TRUE(RetryAfter(refused).has_value());
+  EXPECT_TRUE(absl::IsResourceExhausted(predictor_->CheckRoom("", 8)));
+  model_->LetGo();
+  ExpectOk(answers);
+  model_->HoldUp();
+  answers = {Start(Request())};
+  model_->AwaitPasses(3);
+  for (int i = 0; i < 12; ++i) answers.push_back(Start(Request()));
+  EXPECT_TRUE(absl::IsResourceExhausted(Predict(Request()).status()));
+  model_->LetGo();
+  ExpectOk(answers);
+}
+
+TEST_F(BatchingTest, OutputsThatFitNoResponseAreNotComputed) {
+  options_.outputs.response_bytes = 120;  // of 12 bytes an example, with the state
+  MakeAnew();
+  const absl::Status refused = Predict(Many(11)).status();
+  EXPECT_TRUE(absl::IsInvalidArgument(refused)) << refused;
+  EXPECT_THAT(std::string(refused.message()), HasSubstr("input x: has 11 examples"));
+  EXPECT_TRUE(Passes().empty());
+  EXPECT_TRUE(Predict(Many(10)).ok());
+}
+
+TEST_F(BatchingTest, HowManyRowsThereAreIsFoundOutFirst) {
+  // Eight labels an example, as of a language model.
+  int64_t most = 0;
+  const auto labels = std::make_shared<PuppetModel>(
+      [&](absl::Span<const Tensor> inputs, Model::States*) -> absl::StatusOr<Model::Logits> {
+        const int64_t rows = 8 * inputs[0].shape()[0];
+        most = std::max(most, rows);
+        return Model::Logits{Tensor::Zeros(DT_FLOAT, {rows, 1000}), rows};
+      });
+  EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(
+      "inputs { name: 'x' shape: 2 } num_outputs: 1000", &options_.config));
+  options_.outputs.response_bytes = 3200000;  // 100 examples
+  MakeAnew();
+  followed_.Hold(labels, 3, 41, clock_.Now());
+  EXPECT_TRUE(absl::IsInvalidArgument(Predict(Many(300)).status()));
+  EXPECT_EQ(most, 8);
+  EXPECT_TRUE(absl::IsInvalidArgument(Predict(Many(101)).status()));
+  EXPECT_EQ(most, 8);
+  EXPECT_TRUE(Predict(Many(100)).ok());
+}
+
+TEST_F(BatchingTest, AFewRowsDoNotKeepAWholePass) {
+  std::vector<Answer> answers = {Block(), Start(Request()), Start(Many(100))};
+  model_->LetGo();
+  ExpectOk(answers);
+  EXPECT_THAT(Passes(), ElementsAre(Pair(1, 1), Pair(101, 1)));
+  const auto owners = [](const Answer& answer) {
+    return answer->Wait()->outputs[0].tensor.owner();
+  };
+  EXPECT_FALSE(owners(answers[1]).owner_before(owners(answers[2])) ==
+               owners(answers[2]).owner_before(owners(answers[1])));
 }
 
 TEST_F(BatchingTest, TheDeadMakeRoomAndCostNothing) {

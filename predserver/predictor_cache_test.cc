@@ -2,7 +2,9 @@
 
 #include <atomic>
 #include <cmath>
+#include <limits>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <thread>
 #include <vector>
@@ -183,6 +185,82 @@ TEST_F(CachingTest, WhoWaitsForAFailureComputesForItself) {
   ASSERT_TRUE(good->Wait().ok()) << good->Wait().status();
   ASSERT_TRUE(other->Wait().ok()) << other->Wait().status();
   EXPECT_THAT(other->Wait()->outputs[0].tensor.As<float>(), ElementsAre(20, 40, 10, 40));
+}
+
+TEST_F(CachingTest, AfterAFailureOneOfThoseWhoWaitedComputesForAll) {
+  options_.max_queue = 200;
+  MakeAnew();
+  model_->HoldUp();
+  const Answer bad = Start(Ask({1}, {666}));
+  model_->AwaitPasses(1);
+  std::vector<Answer> waiting;
+  for (int i = 0; i < 100; ++i) waiting.push_back(Start(Ask({1})));
+  model_->LetGo();
+  EXPECT_TRUE(absl::IsInvalidArgument(bad->Wait().status()));
+  for (const Answer& answer : waiting) {
+    ASSERT_TRUE(answer->Wait().ok()) << answer->Wait().status();
+    EXPECT_GT(answer->place, bad->place);
+  }
+  EXPECT_EQ(computed_, 1);
+}
+
+TEST_F(CachingTest, WhatIsNotFiniteIsForWhoeverAskedForIt) {
+  const float infinity = std::numeric_limits<float>::infinity();
+  model_ = std::make_shared<PuppetModel>([=](absl::Span<const Tensor> inputs, Model::States*) {
+    Tensor logits = Tensor::Zeros(DT_FLOAT, {inputs[0].shape()[0], 2});
+    for (int64_t i = 0; i < inputs[0].shape()[0]; ++i) {
+      if (inputs[0].As<float>()[i] > 1e30f) logits.As<float>()[2 * i] = infinity;
+    }
+    return Model::Logits{logits, inputs[0].shape()[0]};
+  });
+  followed_.Hold(model_, 3, 41, clock_.Now());
+  EXPECT_TRUE(absl::IsFailedPrecondition(Predict(Ask({5}, {1e38f})).status()));
+  const auto answer = Predict(Ask({5}));
+  EXPECT_TRUE(answer.ok()) << answer.status();
+}
+
+TEST_F(CachingTest, RoomForThoseWhoWaitIsBounded) {
+  options_.max_queue = 1;
+  MakeAnew();
+  model_->HoldUp();
+  const Answer first = Start(Ask({1}));
+  model_->AwaitPasses(1);
+  const Answer same = Start(Ask({1}));
+  EXPECT_THAT(std::string(Predict(Ask({1})).status().message()),
+              HasSubstr("model alpha: 1 requests are waiting already"));
+  // The queue has room.
+  EXPECT_TRUE(predictor_->CheckRoom("", 0).ok());
+  const Answer other = Start(Ask({2}));
+  EXPECT_TRUE(absl::IsResourceExhausted(predictor_->CheckRoom("", 0)));
+  model_->LetGo();
+  for (const Answer& answer : {first, same, other}) {
+    EXPECT_TRUE(answer->Wait().ok()) << answer->Wait().status();
+  }
+}
+
+TEST_F(CachingTest, LargeAnswersAreMadeByTheThreadsThatCompute) {
+  options_.cache_bytes = 64 << 20;
+  MakeAnew();
+  std::vector<int64_t> ids(140000);
+  std::iota(ids.begin(), ids.end(), 0);
+  ASSERT_TRUE(Predict(Ask(ids)).ok());
+  EXPECT_EQ(computed_, 140001);  // one to find out how many rows each has
+  model_->HoldUp();
+  const Answer blocking = Start(Ask({-1}));
+  model_->AwaitPasses(3);
+  const Answer large = Start(Ask(ids)), small = Start(Ask({7}));
+  PredictionRequest late_request = Ask(ids);
+  late_request.deadline = clock_.Now() + absl::Milliseconds(5);
+  const Answer late = Start(late_request);
+  EXPECT_TRUE(small->Wait().ok());
+  EXPECT_FALSE(large->done.HasBeenNotified());
+  clock_.Advance(absl::Milliseconds(10));
+  model_->LetGo();
+  ASSERT_TRUE(large->Wait().ok()) << large->Wait().status();
+  EXPECT_EQ(large->Wait()->outputs[0].tensor.As<float>()[2 * 139999], 1399990);
+  EXPECT_TRUE(absl::IsDeadlineExceeded(late->Wait().status())) << late->Wait().status();
+  EXPECT_TRUE(blocking->Wait().ok());
+  EXPECT_EQ(computed_, 140002);
 }
 
 TEST_F(CachingTest, DrainingAnswersWhoWaits) {

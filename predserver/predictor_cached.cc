@@ -6,6 +6,13 @@
 #include "predserver/predictor.h"
 
 namespace codistill {
+namespace {
+
+// Bytes of logits that may be put into their format by whoever asks for them. The threads that
+// requests come in on are few and serve all connections.
+constexpr size_t kMostAtOnce = 1 << 20;
+
+}  // namespace
 
 void Predictor::Proceed(Item item) {
   const absl::StatusOr<Snapshot> snapshot = Choose(item->request);
@@ -20,10 +27,8 @@ void Predictor::Proceed(Item item) {
   const CachedRows::Next next = item->cached->Look(held.generation(), least_step, &hits, &misses);
   metrics_.LookedUp(hits, misses, options_.clock->Now() - start);
   switch (next) {
-    case CachedRows::Next::kAnswer: {
-      absl::StatusOr<Prediction> prediction = MakeCached(*item, (*snapshot)->precision);
-      return Finish(std::move(item), std::move(prediction));
-    }
+    case CachedRows::Next::kAnswer:
+      return AnswerCached(std::move(item), (*snapshot)->precision);
     case CachedRows::Next::kCompute:
       item->only = item->cached->compute();
       return Enqueue(std::move(item));
@@ -32,20 +37,48 @@ void Predictor::Proceed(Item item) {
   }
 }
 
-void Predictor::Park(Item item) {
-  const WaitingRequest* const key = item.get();
-  std::shared_ptr<PredictionCache::Waiter> waiter;
+void Predictor::AnswerCached(Item item, DataType precision) {
+  if (item->cached->logits().bytes() <= kMostAtOnce) {
+    absl::StatusOr<Prediction> prediction = MakeCached(*item, precision);
+    return Finish(std::move(item), std::move(prediction));
+  }
   absl::Status status;
+  item->bytes = BytesOf(*item);
   {
     MutexLock lock(&mu_);
     if (draining_ && !item->accepted) {
       status = Draining();
-    } else if (parked_.size() >= static_cast<size_t>(options_.max_queue)) {
-      status = Refusal(options_.clock->Now());
+    } else if (!HasRoomAside(complete_.size(), item->bytes)) {
+      status = Refusal(complete_.size(), options_.clock->Now());
+    } else {
+      if (!std::exchange(item->accepted, true)) ++unanswered_;
+      ++unanswered_;  // the entry stays until Wake has returned
+      aside_bytes_ += item->bytes;
+      complete_.push_back({std::move(item), precision});
+    }
+  }
+  if (item != nullptr) return Finish(std::move(item), std::move(status));
+  options_.pool->Wake(entry_);
+  Left(1);
+}
+
+void Predictor::Park(Item item) {
+  std::shared_ptr<PredictionCache::Waiter> waiter;
+  absl::Status status;
+  item->bytes = BytesOf(*item);
+  {
+    MutexLock lock(&mu_);
+    const size_t waiting = parked_.size() + resumed_.size();
+    if (draining_ && !item->accepted) {
+      status = Draining();
+    } else if (!HasRoomAside(waiting, item->bytes)) {
+      status = Refusal(waiting, options_.clock->Now());
     } else {
       if (!std::exchange(item->accepted, true)) ++unanswered_;
       ++unanswered_;  // for Start below
+      const uint64_t key = parked_so_far_++;
       waiter = item->cached->Wait([this, key] { Resume(key); });
+      aside_bytes_ += item->bytes;
       parked_[key] = std::move(item);
     }
   }
@@ -54,17 +87,34 @@ void Predictor::Park(Item item) {
   Left(1);
 }
 
-void Predictor::Resume(const WaitingRequest* parked) {
-  Item item;
+// Whoever ends claims has other things to do than answering those who waited for them, and may have
+// been called by one of them.
+void Predictor::Resume(uint64_t parked) {
   {
     MutexLock lock(&mu_);
     const auto found = parked_.find(parked);
     if (found == parked_.end()) return;  // its deadline has passed meanwhile
-    item = std::move(found->second);
+    resumed_.push_back(std::move(found->second));
     parked_.erase(found);
+    ++unanswered_;  // the entry stays until Wake has returned
   }
-  absl::Status wanted = StillWanted(*item, options_.clock->Now());
-  wanted.ok() ? Proceed(std::move(item)) : Finish(std::move(item), std::move(wanted));
+  options_.pool->Wake(entry_);
+  Left(1);
+}
+
+void Predictor::ProceedWithResumed() {
+  while (true) {
+    Item item;
+    {
+      MutexLock lock(&mu_);
+      if (resumed_.empty()) return;
+      item = std::move(resumed_.front());
+      resumed_.pop_front();
+      aside_bytes_ -= item->bytes;
+    }
+    absl::Status wanted = StillWanted(*item, options_.clock->Now());
+    wanted.ok() ? Proceed(std::move(item)) : Finish(std::move(item), std::move(wanted));
+  }
 }
 
 }  // namespace codistill

@@ -272,6 +272,37 @@ absl::StatusOr<RequestPlan> CheckRequest(const ModelConfig& config,
   return plan;
 }
 
+absl::Status CheckOutputBytes(const ModelConfig& config, const PredictionRequest& request,
+                              const RequestPlan& plan, int64_t rows_per_example,
+                              const OutputLimits& limits) {
+  const int64_t outputs = config.num_outputs();
+  const auto element = static_cast<int64_t>(ElementSize(request.format.dtype));
+  int64_t row = 0;
+  if (plan.want_logits) row += outputs * element;
+  if (plan.want_logits_scale) row += sizeof(float);
+  if (plan.want_probabilities) row += outputs * element;
+  if (plan.want_top_k_index) row += request.format.top_k * static_cast<int64_t>(sizeof(int32_t));
+  if (plan.want_top_k_value) row += request.format.top_k * element;
+  if (plan.want_tail_mass) row += sizeof(float);
+  int64_t example = rows_per_example * row;
+  for (int i = 0; i < config.states_size(); ++i) {
+    if (!plan.want_states[i]) continue;
+    int64_t elements = 1;
+    for (const int64_t size : config.states(i).shape()) elements *= size == -1 ? 1 : size;
+    example += elements * static_cast<int64_t>(sizeof(float));
+  }
+  const int64_t logits = rows_per_example * outputs * static_cast<int64_t>(sizeof(float));
+  const auto refuse = [&](int64_t each, int64_t limit, absl::string_view what) -> absl::Status {
+    if (each == 0 || plan.batch <= limit / each) return absl::OkStatus();
+    return absl::InvalidArgumentError(absl::StrCat(
+        "input ", config.inputs(0).name(), ": has ", plan.batch, " examples, with ", each,
+        " bytes of outputs each; ", what, " has room for ", limit / each, " (", limit, " bytes)"));
+  };
+  CODISTILL_RETURN_IF_ERROR(refuse(example, limits.response_bytes,
+                                   "send fewer, or ask for top-k or a smaller format: a response"));
+  return refuse(logits, limits.logits_bytes, "send fewer: a forward pass");
+}
+
 absl::Status CheckValues(const std::string& input, DataType dtype, const void* data, size_t bytes) {
   bool finite = true;
   if (dtype == DT_FLOAT) {
@@ -281,6 +312,12 @@ absl::Status CheckValues(const std::string& input, DataType dtype, const void* d
     const auto* const values = static_cast<const double*>(data);
     finite = std::all_of(values, values + bytes / sizeof(double),
                          [](double x) { return std::isfinite(x); });
+  } else if (dtype == DT_HALF || dtype == DT_BFLOAT16) {
+    // All bits of the exponent are set.
+    const uint16_t mask = dtype == DT_HALF ? 0x7c00 : 0x7f80;
+    const auto* const values = static_cast<const uint16_t*>(data);
+    finite = std::none_of(values, values + bytes / sizeof(uint16_t),
+                          [mask](uint16_t x) { return (x & mask) == mask; });
   }
   if (!finite) {
     return absl::InvalidArgumentError(

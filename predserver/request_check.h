@@ -38,6 +38,20 @@ struct RequestPlan {
 absl::StatusOr<RequestPlan> CheckRequest(const ModelConfig& config,
                                          const PredictionRequest& request);
 
+// What the answer to a request takes and may take.
+struct OutputLimits {
+  // Of the tensors of a response. A message of 64 MiB has that much room beside all else.
+  int64_t response_bytes = (int64_t{64} << 20) - (64 << 10);
+  // Of the logits that a pass computes, whatever of them is asked for.
+  int64_t logits_bytes = int64_t{512} << 20;
+};
+
+// INVALID_ARGUMENT, naming the input and how many examples there may be, if a checked request has
+// more than fit the limits where each has so many rows of logits.
+absl::Status CheckOutputBytes(const ModelConfig& config, const PredictionRequest& request,
+                              const RequestPlan& plan, int64_t rows_per_example,
+                              const OutputLimits& limits);
+
 // An output that a model can give, as metadata tell it.
 struct OutputDescription {
   std::string name;

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstring>
 #include <limits>
+#include <tuple>
 
 #include "gmock/gmock.h"
 #include "google/protobuf/text_format.h"
@@ -244,6 +245,64 @@ TEST(RequestCheckTest, ValuesMustBeFiniteAndFlagsFlags) {
   EXPECT_EQ(CheckValues("x", DT_BOOL, bools, 2),
             absl::InvalidArgumentError("input x: has a BOOL that is neither 0 nor 1"));
   EXPECT_TRUE(CheckValues("x", DT_UINT8, bools, 2).ok());
+}
+
+TEST(RequestCheckTest, HalvesMustBeFiniteToo) {
+  // The largest finite number, an infinity, and a NaN, of either sign.
+  for (const uint16_t sign : {0, 0x8000}) {
+    for (const auto& [dtype, bits, ok] : {std::tuple<DataType, int, bool>{DT_HALF, 0x7bff, true},
+                                          {DT_HALF, 0x7c00, false},
+                                          {DT_HALF, 0x7c01, false},
+                                          {DT_BFLOAT16, 0x7f7f, true},
+                                          {DT_BFLOAT16, 0x7f80, false},
+                                          {DT_BFLOAT16, 0x7f81, false}}) {
+      const uint16_t values[] = {0, static_cast<uint16_t>(sign | bits)};
+      EXPECT_EQ(CheckValues("x", dtype, values, 4).ok(), ok) << dtype << " " << bits;
+    }
+  }
+}
+
+TEST(RequestCheckTest, OutputsThatFitNoResponseOrPassAreRefused) {
+  ModelConfig config;
+  ASSERT_TRUE(google::protobuf::TextFormat::ParseFromString("inputs { name: 'x' } num_outputs: 100",
+                                                            &config));
+  PredictionRequest request;
+  RequestPlan plan;
+  const OutputLimits limits{/*response_bytes=*/4000, /*logits_bytes=*/20000};
+  const auto most = [&](int64_t rows) {
+    plan.batch = 0;
+    do {
+      ++plan.batch;
+    } while (CheckOutputBytes(config, request, plan, rows, limits).ok());
+    return plan.batch - 1;
+  };
+  EXPECT_EQ(most(1), 10);
+  EXPECT_EQ(
+      std::string(CheckOutputBytes(config, request, plan, 1, limits).message()),
+      "input x: has 11 examples, with 400 bytes of outputs each; send fewer, or ask for top-k "
+      "or a smaller format: a response has room for 10 (4000 bytes)");
+  EXPECT_EQ(most(2), 5);
+  EXPECT_EQ(most(11), 0);
+  request.format.dtype = DT_HALF;
+  EXPECT_EQ(most(1), 20);
+  plan.want_probabilities = true;
+  EXPECT_EQ(most(1), 10);
+  request.format.dtype = DT_INT8;
+  plan.want_probabilities = false;
+  plan.want_logits_scale = true;
+  EXPECT_EQ(most(1), 4000 / 104);
+  // All logits are computed, however few are asked for.
+  plan = RequestPlan();
+  plan.want_logits = false;
+  plan.want_top_k_index = true;
+  request.format.top_k = 1;
+  EXPECT_EQ(most(1), 50);
+  EXPECT_EQ(most(5), 10);
+  EXPECT_EQ(std::string(CheckOutputBytes(config, request, plan, 5, limits).message()),
+            "input x: has 11 examples, with 2000 bytes of outputs each; send fewer: a forward pass "
+            "has room for 10 (20000 bytes)");
+  plan.batch = std::numeric_limits<int64_t>::max();
+  EXPECT_FALSE(CheckOutputBytes(config, request, plan, 1, limits).ok());
 }
 
 }  // namespace

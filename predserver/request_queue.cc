@@ -17,8 +17,22 @@ const RequestQueue::Client* RequestQueue::Donor(const std::string& client) const
   return has + 1 < most->waiting.size() ? most : nullptr;
 }
 
-bool RequestQueue::HasRoom(const std::string& client) const {
-  return size_ < capacity_ || Donor(client) != nullptr;
+bool RequestQueue::Fits(int64_t bytes, int64_t aside, const WaitingRequest* gone) const {
+  const int others = size_ - (gone == nullptr ? 0 : 1);
+  const int64_t theirs = bytes_ + aside - (gone == nullptr ? 0 : gone->bytes);
+  return others < capacity_ && (theirs == 0 || bytes <= max_bytes_ - theirs);
+}
+
+bool RequestQueue::HasRoom(const std::string& client, int64_t bytes, int64_t aside) const {
+  if (Fits(bytes, aside, nullptr)) return true;
+  const Client* const donor = Donor(client);
+  return donor != nullptr && Fits(bytes, aside, donor->waiting.back().get());
+}
+
+void RequestQueue::Uncount(const WaitingRequest& item) {
+  --size_;
+  bytes_ -= item.bytes;
+  examples_ -= item.examples();
 }
 
 RequestQueue::Item RequestQueue::Remove(Client* client, bool newest) {
@@ -30,8 +44,7 @@ RequestQueue::Item RequestQueue::Remove(Client* client, bool newest) {
     item = std::move(client->waiting.front());
     client->waiting.pop_front();
   }
-  --size_;
-  examples_ -= item->examples();
+  Uncount(*item);
   return item;
 }
 
@@ -40,9 +53,9 @@ void RequestQueue::Forget(Clients::iterator client) {
   turns_.erase(client);
 }
 
-RequestQueue::Item RequestQueue::Push(Item item) {
+RequestQueue::Item RequestQueue::Push(Item item, int64_t aside) {
   Item displaced;
-  if (size_ >= capacity_) {
+  if (!Fits(item->bytes, aside, nullptr)) {
     // Has two or more, so it stays.
     displaced = Remove(const_cast<Client*>(Donor(item->request.client)), /*newest=*/true);
   }
@@ -52,6 +65,7 @@ RequestQueue::Item RequestQueue::Push(Item item) {
     entry->second = std::prev(turns_.end());
   }
   ++size_;
+  bytes_ += item->bytes;
   examples_ += item->examples();
   entry->second->waiting.push_back(std::move(item));
   return displaced;
@@ -65,8 +79,7 @@ std::vector<RequestQueue::Item> RequestQueue::RemoveIf(
     const auto end = std::stable_partition(waiting.begin(), waiting.end(),
                                            [&](const Item& item) { return !dead(*item); });
     for (auto item = end; item != waiting.end(); ++item) {
-      --size_;
-      examples_ -= (*item)->examples();
+      Uncount(**item);
       removed.push_back(std::move(*item));
     }
     waiting.erase(end, waiting.end());

@@ -31,25 +31,30 @@ struct WaitingRequest {
   std::unique_ptr<CachedRows> cached;
   // The examples to compute, ascending; empty: all.
   std::vector<int32_t> only;
+  // Memory that it takes while it waits; does not change as long as it does.
+  int64_t bytes = 0;
 
   int64_t examples() const { return only.empty() ? plan.batch : static_cast<int64_t>(only.size()); }
 };
 
-// Bounded, and fair between clients: their requests take turns, those of one client stay in order,
-// and of a full queue the client that has most in it gives up its newest request for one of a
-// client with clearly fewer. Not thread-safe.
+// Bounded in requests and bytes, and fair between clients: their requests take turns, those of one
+// client stay in order, and of a full queue the client that has most in it gives up its newest
+// request for one of a client with clearly fewer. Not thread-safe.
 class RequestQueue {
  public:
   using Item = std::unique_ptr<WaitingRequest>;
-  explicit RequestQueue(int capacity) : capacity_(capacity) {}
+  // A single request may have more than `max_bytes`.
+  RequestQueue(int capacity, int64_t max_bytes) : capacity_(capacity), max_bytes_(max_bytes) {}
 
   int size() const { return size_; }
   int64_t examples() const { return examples_; }
+  int64_t bytes() const { return bytes_; }
 
-  // Whether Push would take a request of this client.
-  bool HasRoom(const std::string& client) const;
-  // Requires HasRoom. What had to go in exchange, or null.
-  Item Push(Item item);
+  // Whether Push would take a request of this client and size. `aside`: bytes of requests that wait
+  // elsewhere and count too.
+  bool HasRoom(const std::string& client, int64_t bytes, int64_t aside) const;
+  // Requires HasRoom with its client and bytes. What had to go in exchange, or null.
+  Item Push(Item item, int64_t aside);
 
   // Removes what `dead` says, in no particular order.
   std::vector<Item> RemoveIf(const std::function<bool(const WaitingRequest&)>& dead);
@@ -72,11 +77,17 @@ class RequestQueue {
 
   // Whose newest request gives way to one of `client`, if somebody's does.
   const Client* Donor(const std::string& client) const;
+  // Whether a request fits once `gone`, if there is one, has gone.
+  bool Fits(int64_t bytes, int64_t aside, const WaitingRequest* gone) const;
+  // Has left.
+  void Uncount(const WaitingRequest& item);
   Item Remove(Client* client, bool newest);
   void Forget(Clients::iterator client);
 
   const int capacity_;
+  const int64_t max_bytes_;
   int size_ = 0;
+  int64_t bytes_ = 0;
   int64_t examples_ = 0;
   Clients turns_;  // whose turn is next comes first
   absl::flat_hash_map<std::string, Clients::iterator> by_name_;

@@ -17,21 +17,31 @@ constexpr absl::Duration kRetryAfter = absl::Milliseconds(100);
 }  // namespace
 
 absl::Status UnreadResponses::Account::Check() const {
-  const size_t held = bytes();
-  if (held < limit_) return absl::OkStatus();
+  const size_t held = bytes(), most = limit();
+  return held < most ? absl::OkStatus() : Refusal(held, most);
+}
+
+absl::Status UnreadResponses::Account::CheckRoomFor(size_t more) const {
+  const size_t held = bytes(), most = left();
+  return held == 0 || held + more <= most ? absl::OkStatus() : Refusal(held, most);
+}
+
+absl::Status UnreadResponses::Account::Refusal(size_t held, size_t most) const {
   return WithRetryAfter(
       absl::ResourceExhaustedError(absl::StrCat(
           held, " bytes of responses to this client wait to be read; no more are computed above ",
-          limit_)),
+          most)),
       kRetryAfter);
 }
 
 std::shared_ptr<const void> UnreadResponses::Account::Hold(std::shared_ptr<Account> account,
                                                            size_t bytes) {
   account->bytes_.fetch_add(bytes, std::memory_order_relaxed);
+  account->total_->fetch_add(bytes, std::memory_order_relaxed);
   Account* const counted = account.get();
   return std::shared_ptr<const void>(counted, [account = std::move(account), bytes](const void*) {
     account->bytes_.fetch_sub(bytes, std::memory_order_relaxed);
+    account->total_->fetch_sub(bytes, std::memory_order_relaxed);
   });
 }
 
@@ -40,7 +50,7 @@ std::shared_ptr<UnreadResponses::Account> UnreadResponses::Find(const std::strin
   std::weak_ptr<Account>& known = accounts_[client];
   std::shared_ptr<Account> account = known.lock();
   if (account == nullptr) {
-    account = std::make_shared<Account>(limit_);
+    account = std::make_shared<Account>(limit_, total_limit_, total_);
     known = account;
   }
   if (accounts_.size() >= sweep_at_) {
