@@ -125,6 +125,18 @@ void AverageSoftmax(absl::Span<const float* const> members, int64_t rows, int64_
   HWY_DYNAMIC_DISPATCH(Softmax)(members, rows, columns, out);
 }
 
+namespace {
+
+// log(sum(exp(sign * z))) over the members, at `i`.
+double LogOfSum(absl::Span<const float* const> members, int64_t i, double sign) {
+  double top = -std::numeric_limits<double>::infinity(), sum = 0;
+  for (const float* z : members) top = std::max(top, sign * z[i]);
+  for (const float* z : members) sum += std::exp(sign * z[i] - top);
+  return top + std::log(sum);
+}
+
+}  // namespace
+
 void AverageSigmoid(absl::Span<const float* const> members, int64_t rows, int64_t columns,
                     float* out) {
   // One column as a rule: nothing to vectorise.
@@ -135,7 +147,11 @@ void AverageSigmoid(absl::Span<const float* const> members, int64_t rows, int64_
       yes += 1 / (1 + std::exp(-static_cast<double>(z[i])));
       no += 1 / (1 + std::exp(static_cast<double>(z[i])));
     }
-    out[i] = static_cast<float>(std::log(yes) - std::log(no));
+    // What is next to nothing for every member is its exponential.
+    constexpr double kLeast = 1e-300;
+    const double log_yes = yes < kLeast ? LogOfSum(members, i, 1) : std::log(yes);
+    const double log_no = no < kLeast ? LogOfSum(members, i, -1) : std::log(no);
+    out[i] = static_cast<float>(log_yes - log_no);
   }
 }
 

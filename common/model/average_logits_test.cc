@@ -78,6 +78,14 @@ TEST(AverageLogitsTest, StaysFiniteWhereOneClassHasAll) {
   const std::vector<float> odds = Of(AverageSigmoid, {{200}, {-200}}, 1, 1);
   EXPECT_NEAR(odds[0], 0, 1e-6);
   EXPECT_FLOAT_EQ(Of(AverageSigmoid, {{90}, {90}}, 1, 1)[0], 90);
+  // Where doubles have no room for the probabilities either.
+  for (const float sign : {1, -1}) {
+    EXPECT_FLOAT_EQ(Of(AverageSigmoid, {{sign * 5000}, {sign * 5000}}, 1, 1)[0], sign * 5000);
+    // The less certain one decides.
+    EXPECT_FLOAT_EQ(Of(AverageSigmoid, {{sign * 5000}, {sign * 900}}, 1, 1)[0],
+                    sign * (900 + std::log(2.0f)));
+    EXPECT_FLOAT_EQ(Of(AverageSigmoid, {{sign * 3e38f}, {sign * 3e38f}}, 1, 1)[0], sign * 3e38f);
+  }
 }
 
 TEST(AverageLogitsTest, NaNsAreNotHidden) {

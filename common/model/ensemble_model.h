@@ -35,8 +35,11 @@ struct EnsembleOptions {
 // step are the sums of theirs: it changes whenever a member changes, never names two combinations,
 // and (generations of members never fall) never goes back within a generation. It is as stale as
 // the stalest of the members: group_step is its own step plus the largest distance of a member to
-// its group. loaded_at and precision are those of the member loaded first and rounded most. One
-// version is held. UNAVAILABLE, naming the member, while one has nothing to answer with.
+// its group. loaded_at and precision are those of the member loaded first and rounded most. Two
+// servers of the same ensemble that follow running groups may give one name to different
+// combinations (20 + 10 and 10 + 20), so a version means something to the server that named it. One
+// version is held, whatever held_versions says, and a request for another is NOT_FOUND as soon as
+// any member has changed. UNAVAILABLE, naming the member, while one has nothing to answer with.
 //
 // INVALID_ARGUMENT for members with recurrent state: a student carries the states of one teacher,
 // and an average has none.

@@ -202,6 +202,10 @@ absl::Status FrozenModel::LoadNewest() {
     MutexLock lock(&mu_);
     listed_at_ = absl::Now();
   }
+  const HeldVersions::Ptr held_before = held_.Newest();
+  // Newest first.
+  const bool only_older = held_before != nullptr && !versions.empty() &&
+                          KeyOf(versions.front()) < KeyOf(held_before->version);
   Refusals refused;  // of those still there
   for (const Version& version : versions) {
     const HeldVersions::Ptr held = held_.Newest();
@@ -226,6 +230,14 @@ absl::Status FrozenModel::LoadNewest() {
   refused_ = std::move(refused);
   MutexLock lock(&mu_);
   counters_.last_load_error = WhyRefused(refused_);
+  // A run that was started over in the same place counts from the beginning: its versions have the
+  // names of others, whose predictions are in caches and tables here.
+  if (only_older) {
+    counters_.last_load_error =
+        absl::StrCat(directory_, ": its newest checkpoint is ", VersionName(versions.front()),
+                     ", older than the held ", VersionName(held_before->version),
+                     "; if the run was started over, restart this process to follow it");
+  }
   return absl::OkStatus();
 }
 

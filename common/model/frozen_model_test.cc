@@ -1,5 +1,6 @@
 #include "common/model/frozen_model.h"
 
+#include <atomic>
 #include <cstring>
 #include <functional>
 #include <limits>
@@ -42,6 +43,12 @@ class HookedFileSystem final : public FaultInjectingFileSystem {
     if (before_open != nullptr) before_open(path);
     return FaultInjectingFileSystem::OpenForRead(path);
   }
+  absl::StatusOr<std::vector<std::string>> ListDir(const std::string& path) override {
+    auto names = FaultInjectingFileSystem::ListDir(path);
+    ++listings;
+    return names;
+  }
+  std::atomic<int> listings{0};
   std::function<void(const std::string& path)> before_open;
 };
 
@@ -114,6 +121,15 @@ class FrozenModelTest : public testing::Test {
       absl::SleepFor(absl::Milliseconds(1));
     }
     ASSERT_EQ(model_->counters().failed_loads, count);
+  }
+  // Until the directory, as it is now, has been looked at so many times, from beginning to end.
+  void WaitForLooks(int count) {
+    const int enough = files_.listings + count + 1;
+    const absl::Time deadline = absl::Now() + absl::Seconds(30);
+    while (files_.listings < enough && absl::Now() < deadline) {
+      absl::SleepFor(absl::Milliseconds(1));
+    }
+    ASSERT_GE(files_.listings, enough);
   }
   std::string HeldVersionNames() const {
     return absl::StrJoin(model_->Held(), " ", [](std::string* out, const Snapshot& snapshot) {
@@ -231,6 +247,7 @@ TEST_F(FrozenModelTest, RefusesTensorsOfAnotherModel) {
 TEST_F(FrozenModelTest, FollowsADirectoryPastWhatIsDamaged) {
   options_.checkpoint = directory_ + "/later";
   options_.follow = true;
+  options_.file_system = &files_;
   options_.held_versions = 2;
   options_.low_priority = true;
   Load();
@@ -254,7 +271,7 @@ TEST_F(FrozenModelTest, FollowsADirectoryPastWhatIsDamaged) {
   EXPECT_EQ(HeldVersionNames(), "1.10");
   EXPECT_THAT(model_->counters().last_load_error, HasSubstr("MANIFEST-1-20"));
   EXPECT_THAT(model_->counters().last_load_error, HasSubstr("tensor fc1.bias has a NaN"));
-  absl::SleepFor(10 * options_.poll_interval);
+  WaitForLooks(3);
   EXPECT_EQ(model_->counters().failed_loads, 1);
   EXPECT_EQ(model_->group_step(), 10);
 
@@ -268,8 +285,27 @@ TEST_F(FrozenModelTest, FollowsADirectoryPastWhatIsDamaged) {
   EXPECT_EQ(model_->counters().swaps, 3);
   // Older ones are not gone back to.
   save(1, 40, 40);
-  absl::SleepFor(10 * options_.poll_interval);
+  WaitForLooks(3);
   EXPECT_EQ(HeldVersionNames(), "2.5");
+  EXPECT_EQ(model_->counters().last_load_error, "");
+}
+
+TEST_F(FrozenModelTest, SaysThatARunWasStartedOver) {
+  Save(1, 10, 10);
+  options_.checkpoint = directory_;
+  options_.follow = true;
+  options_.file_system = &files_;
+  Load();
+  WaitFor(1, 10);
+  ASSERT_TRUE(RemoveAll(directory_).ok());
+  ASSERT_TRUE(FileSystem::Real()->MakeDirs(directory_).ok());
+  Save(1, 5, 5);
+  WaitForLooks(3);
+  EXPECT_EQ(HeldVersionNames(), "1.10");
+  EXPECT_THAT(model_->counters().last_load_error,
+              HasSubstr("its newest checkpoint is 1.5, older than the held 1.10"));
+  Save(1, 20, 20);
+  EXPECT_EQ(Answer(WaitFor(1, 20)), 20);
 }
 
 TEST_F(FrozenModelTest, AnOlderOneIsTakenWhereTheNewestIsDamaged) {

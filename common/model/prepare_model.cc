@@ -80,14 +80,27 @@ void RoundWeights(DataType weights, Model* model) {
 }
 
 absl::Status WarmUp(const ModelConfig& config, const Model& model) {
-  std::vector<Tensor> inputs;
-  for (const ModelInput& input : config.inputs()) {
-    std::vector<int64_t> shape = {1};
-    shape.insert(shape.end(), input.shape().begin(), input.shape().end());
-    inputs.push_back(Tensor::Zeros(input.dtype(), std::move(shape)));
+  // Some models divide by what is 0 for zeros.
+  for (const float fill : {0.0f, 1.0f}) {
+    std::vector<Tensor> inputs;
+    for (const ModelInput& input : config.inputs()) {
+      std::vector<int64_t> shape = {1};
+      shape.insert(shape.end(), input.shape().begin(), input.shape().end());
+      inputs.push_back(Tensor::Zeros(input.dtype(), std::move(shape)));
+      if (input.dtype() != DT_FLOAT) continue;
+      const auto values = inputs.back().As<float>();
+      std::fill(values.begin(), values.end(), fill);
+    }
+    Model::States states;
+    const absl::StatusOr<Model::Logits> logits = model.Predict(inputs, &states);
+    if (!logits.ok()) return Annotate(logits.status(), "warming up");
+    if (!HasBad(static_cast<const float*>(logits->values.data()), logits->values.elements(),
+                /*infinite=*/true)) {
+      return absl::OkStatus();
+    }
   }
-  Model::States states;
-  return Annotate(model.Predict(inputs, &states).status(), "warming up");
+  return absl::DataLossError(
+      "warming up: the logits of an example of zeros are not finite, nor those of one of ones");
 }
 
 absl::Status PrepareModel(const ModelConfig& config, DataType weights, Model* model) {

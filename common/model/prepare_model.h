@@ -25,7 +25,9 @@ void RoundWeights(DataType weights, Model* model);
 
 // One forward pass over an example of zeros, so that the first request does not pay for what a
 // first pass does: faulting in and caching the weights. What libtorch prepares for a batch size it
-// keeps for the process, not for the weights, so one size will do. `config`: as forward() sees it.
+// keeps for the process, not for the weights, so one size will do. DATA_LOSS if the logits are not
+// finite, and are not either for ones where the model takes floats: weights that pass CheckWeights
+// may still be so large that nothing can be computed with them. `config`: as forward() sees it.
 absl::Status WarmUp(const ModelConfig& config, const Model& model);
 
 // All three.

@@ -188,6 +188,25 @@ TEST(PrepareModelTest, NamesWhatIsNotFinite) {
   EXPECT_TRUE(CheckWeights(*model).ok());
 }
 
+TEST(PrepareModelTest, WeightsThatNothingCanBeComputedWithAreRefused) {
+  const std::string text = "inputs { name: 'x' shape: 2 } num_outputs: 2";
+  ModelConfig config;
+  ASSERT_TRUE(google::protobuf::TextFormat::ParseFromString(text, &config));
+  const std::unique_ptr<Model> model = Load(ExportSourceForTest("m", kWithBuffers), text);
+  EXPECT_TRUE(PrepareModel(config, DT_FLOAT, model.get()).ok());
+  auto* const bias = static_cast<float*>(View(*model, "fc.bias").data);
+  auto* const weight = static_cast<float*>(View(*model, "fc.weight").data);
+  // Zeros times anything are fine.
+  weight[0] = weight[1] = std::numeric_limits<float>::max();
+  EXPECT_TRUE(PrepareModel(config, DT_FLOAT, model.get()).ok());
+  bias[0] = weight[0];
+  auto* const mask = static_cast<float*>(View(*model, "mask").data);
+  mask[0] = 200;  // whose exponential is infinite
+  const absl::Status status = PrepareModel(config, DT_FLOAT, model.get());
+  EXPECT_TRUE(absl::IsDataLoss(status)) << status;
+  EXPECT_THAT(std::string(status.message()), HasSubstr("warming up: the logits"));
+}
+
 TEST(PrepareModelTest, WarmsUpWithStatesAndKeys) {
   ModelConfig config;
   const std::string text =
