@@ -252,7 +252,9 @@ int Main(bool quick, int64_t rounds_wanted, absl::Duration pause) {
   report["swaps_unseen"] = unseen;
   report["failed_requests"] = result.failed;
   report["answers_of_no_single_version"] = result.wrong;
-  report["p99_ratio"] = MedianRatio(swapping_p99, quiet_p99);
+  const double p99_ratio = MedianRatio(swapping_p99, quiet_p99);
+  report["p99_ratio"] = p99_ratio;
+  report["p99_within_1.5x"] = p99_ratio <= 1.5;
   report["p99_ratio_of_all_blocks"] = Percentile(swapping, 0.99) / Percentile(quiet, 0.99);
   report["p50_ratio"] = MedianRatio(swapping_p50, quiet_p50);
   report["with_swaps"] = Latencies(swapping);
@@ -267,7 +269,10 @@ int Main(bool quick, int64_t rounds_wanted, absl::Duration pause) {
                                                    static_cast<double>(resident_after) / 1e6};
   if (!result.error.empty()) report["first_error"] = result.error;
   PrintReport(report);
-  return result.failed == 0 && result.wrong == 0 && unseen == 0 ? 0 : 1;
+  // A ratio of times is for whoever reads it: it depends on what else the machine does.
+  const bool right = result.failed == 0 && result.wrong == 0 && unseen == 0 &&
+                     status.models(0).failed_loads() == 0;
+  return right ? 0 : 1;
 }
 
 }  // namespace

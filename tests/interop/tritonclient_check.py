@@ -175,7 +175,8 @@ class Checks:
                 request.model_version = raw.get_response().model_version
                 continue
             typed = np.frombuffer(response.raw_output_contents[0], np.float32).reshape(2, CLASSES)
-            np.testing.assert_array_equal(typed, raw.as_numpy("logits"))
+            # Requests of the group's students may share either pass, and a pass's size changes its rounding.
+            np.testing.assert_allclose(typed, raw.as_numpy("logits"), atol=1e-5)
             return
         raise AssertionError("no version was held for long enough")
 
@@ -215,11 +216,13 @@ class Checks:
             self.client.async_infer(self.model, [as_input("x", x)],
                                     lambda result, error: answers.put((result, error)), request_id=name,
                                     client_timeout=PATIENCE, priority=1, timeout=int(PATIENCE * 1e6))
-            # The queue is short.
+        # In whatever order.
+        for _ in range(len(sent)):
             result, error = answers.get(timeout=PATIENCE)
             assert error is None, error
-            assert result.get_response().id == name
+            x = sent.pop(result.get_response().id)
             assert result.as_numpy("logits").shape == (len(x), CLASSES)
+        assert not sent, sent.keys()
 
     def check_stream(self):
         answers = queue.Queue()
@@ -282,15 +285,18 @@ class Checks:
         request.inputs.add(name="x", datatype="FP32", shape=x.shape)
         request.raw_input_contents.append(x.tobytes())
         stub = service_pb2_grpc.GRPCInferenceServiceStub(grpc.insecure_channel(self.address))
-        calls = [stub.ModelInfer.future(request, timeout=PATIENCE) for _ in range(100)]
-        refused = 0
-        for call in calls:
-            if call.exception(timeout=PATIENCE) is None:
-                continue
-            assert call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, call
-            assert 0 < retry_delay(call) < PATIENCE, retry_delay(call)
-            refused += 1
-        assert 0 < refused < len(calls), refused
+        refused = answered = 0
+        deadline = time.monotonic() + PATIENCE
+        # Where the server is as fast as this client, more than once.
+        while not (refused and answered) and time.monotonic() < deadline:
+            for call in [stub.ModelInfer.future(request, timeout=PATIENCE) for _ in range(100)]:
+                if call.exception(timeout=PATIENCE) is None:
+                    answered += 1
+                    continue
+                assert call.code() == grpc.StatusCode.RESOURCE_EXHAUSTED, call
+                assert 0 < retry_delay(call) < PATIENCE, retry_delay(call)
+                refused += 1
+        assert refused and answered, (refused, answered)
 
     def check_compression_and_large_batches(self):
         x = batch(2000)

@@ -25,7 +25,7 @@ TEST(TritonClientTest, DrivesAGroupThatIsTraining) {
   job.mutable_stop()->set_steps(100000000);
   job.mutable_training()->set_publish_every_steps(50);
   job.mutable_prediction()->set_held_versions(8);
-  job.mutable_prediction()->set_max_queue(8);
+  job.mutable_prediction()->set_max_queue(16);
   job.mutable_codistillation()->set_on_teacher_loss(CodistillationConfig::SKIP);
   JobHarness harness(job);
   absl::Status status = harness.Start();
