@@ -29,6 +29,12 @@ absl::Time BatchPolicy::StartAt(int requests, int64_t examples, absl::Time now) 
   const bool enough = Enough(requests, examples);
   if (waiting()) {
     if (!enough && now < wait_until_) return wait_until_;
+    if (!enough && requests > seen_ && delays_ < kMostDelays) {
+      // They are coming, only not so fast.
+      ++delays_;
+      seen_ = requests;
+      return wait_until_ = now + options_.delay;
+    }
     EndWait(requests, !enough);
     return absl::InfinitePast();
   }
@@ -38,7 +44,8 @@ absl::Time BatchPolicy::StartAt(int requests, int64_t examples, absl::Time now) 
     return absl::InfinitePast();
   }
   wait_until_ = now + options_.delay;
-  waited_with_ = requests;
+  delays_ = 1;
+  seen_ = waited_with_ = requests;
   return wait_until_;
 }
 

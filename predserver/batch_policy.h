@@ -13,9 +13,9 @@ namespace codistill {
 // Waiting pays only for requests that will come. Clients that wait for their answers before they
 // ask again show how many there are: the most requests that were open at once during the last few
 // passes. A pass waits until so many are together (those being computed elsewhere count: their
-// clients cannot come), until the batch is full, or until `delay` has gone by; a client that is
-// alone finds nobody to wait for. After waits in which nobody came, passes start without, for a
-// while.
+// clients cannot come), until the batch is full, or until none has come for `delay`, four times
+// that in all; a client that is alone finds nobody to wait for. After waits in which nobody came,
+// passes start without, for a while.
 //
 // Not thread-safe.
 class BatchPolicy {
@@ -50,6 +50,7 @@ class BatchPolicy {
  private:
   static constexpr size_t kRemembered = 4;  // passes
   static constexpr int kMostWithoutWait = 64;
+  static constexpr int kMostDelays = 4;  // of one wait
 
   int Expected() const;
   // The wait is over; `by_time` without as many as were expected.
@@ -62,6 +63,8 @@ class BatchPolicy {
   absl::Time idle_since_ = absl::InfinitePast();
   absl::Time wait_until_ = absl::InfiniteFuture();
   int others_ = 0;        // that start without another wait
+  int delays_ = 0;        // of this wait, so far
+  int seen_ = 0;          // requests, when the last of them began
   int waited_with_ = 0;   // requests, when the wait began
   int without_wait_ = 0;  // passes yet to start without
   int patience_ = 0;      // doublings of that after the next vain wait

@@ -69,21 +69,34 @@ TEST_F(BatchPolicyTest, WaitsForAsManyAsThereWere) {
   }
 }
 
-TEST_F(BatchPolicyTest, WaitsNoLongerThanTheDelay) {
+TEST_F(BatchPolicyTest, WaitsNoLongerThanTheDelayForTheNext) {
   Come(8);
   ASSERT_TRUE(Starts());
   Pass();
   Come(4);
   EXPECT_EQ(policy_.StartAt(queued_, queued_, now_), now_ + kDelay);
   now_ += kDelay / 2;
-  Come(1);
   EXPECT_EQ(policy_.StartAt(queued_, queued_, now_), now_ + kDelay / 2);
   now_ += kDelay / 2;
   ASSERT_TRUE(Starts());
-  EXPECT_EQ(Pass(), 5);
-  // Five it is from now on.
-  Come(5);
+  EXPECT_EQ(Pass(), 4);
+  // Four it is from now on.
+  Come(4);
   EXPECT_TRUE(Starts());
+}
+
+TEST_F(BatchPolicyTest, WaitsOnWhileTheyComeButNotForEver) {
+  Come(8);
+  ASSERT_TRUE(Starts());
+  Pass();
+  const absl::Time start = now_;
+  Come(1);
+  while (!Starts()) {
+    now_ += kDelay;
+    Come(1);
+  }
+  EXPECT_EQ(now_ - start, 4 * kDelay);
+  EXPECT_EQ(Pass(), 5);
 }
 
 TEST_F(BatchPolicyTest, AFullBatchDoesNotWait) {
