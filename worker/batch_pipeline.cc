@@ -61,6 +61,8 @@ void BatchPipeline::Restart(uint64_t generation, uint64_t incarnation) {
   assignments_.clear();
   ready_.clear();
   end_.reset();
+  // Under the lock: what the new session announces is not forgotten with the rest.
+  if (options_.teachers != nullptr) options_.teachers->Reset();
 }
 
 void BatchPipeline::Resume() {

@@ -59,7 +59,7 @@ class BatchPipeline {
   BatchPipeline(const BatchPipeline&) = delete;
   BatchPipeline& operator=(const BatchPipeline&) = delete;
 
-  // Begins a session, from the leader's next step of this rank.
+  // Begins a session, from the leader's next step of this rank. The teachers forget the older one.
   void Restart(uint64_t generation, uint64_t incarnation);
   // Goes on with the session after an error of the leader's; nothing that is ready is lost.
   void Resume();

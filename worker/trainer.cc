@@ -326,7 +326,6 @@ absl::Status Trainer::Enter(const RegisterReply& reply, bool aborted) {
   if (!joined_ || !same_generation) RestoreState(reply);
   joined_ = true;
   pipeline_->Restart(session_.generation, session_.incarnation);
-  if (options_.teachers != nullptr) options_.teachers->Reset();
   LOG(INFO) << "joined group " << GroupName() << " as worker " << options_.rank << ", generation "
             << reply.generation() << ", incarnation " << reply.incarnation() << ", at step "
             << reply.version().step();

@@ -26,6 +26,7 @@ TEST(TrainerTest, ComesBackAfterTheGroupWasRestored) {
   FixedTeacher teacher, other;
   steady.teachers = &teacher;
   restored.teachers = &other;
+  other.reset_time = absl::Milliseconds(30);
   ASSERT_TRUE(steady.Run().ok());
   restored.group->AfterStep(8, [&] { restored.group->Restore(6); });
   restored.group->AfterStep(12, [&] { restored.group->Restore(12); });
@@ -33,6 +34,7 @@ TEST(TrainerTest, ComesBackAfterTheGroupWasRestored) {
   EXPECT_EQ(restored.group->generation(), 3u);
   EXPECT_EQ(restored.group->weights(kSteps), steady.group->weights(kSteps));
   EXPECT_EQ(other.resets(), 1 + 2) << "predictions of older generations are dropped";
+  EXPECT_EQ(other.forgotten(), 0u) << "but nothing that the new one has asked for";
   EXPECT_EQ(restored.progress.counters().steps(), kSteps + 2) << "steps 7 and 8 twice";
 }
 

@@ -82,8 +82,15 @@ absl::StatusOr<TeacherPredictions> FixedTeacher::Take(const TeacherBatch& batch)
 }
 
 void FixedTeacher::Reset() {
+  size_t before = 0;
+  {
+    MutexLock lock(&mu_);
+    ++resets_;
+    before = requested_.size();
+  }
+  absl::SleepFor(reset_time);
   MutexLock lock(&mu_);
-  ++resets_;
+  forgotten_ += requested_.size() - before;
 }
 
 TeacherSource::Counters FixedTeacher::counters() const {
@@ -99,6 +106,11 @@ std::vector<int64_t> FixedTeacher::requested() const {
 std::vector<int64_t> FixedTeacher::taken() const {
   MutexLock lock(&mu_);
   return taken_;
+}
+
+size_t FixedTeacher::forgotten() const {
+  MutexLock lock(&mu_);
+  return forgotten_;
 }
 
 int FixedTeacher::resets() const {

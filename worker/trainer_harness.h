@@ -59,8 +59,11 @@ class FixedTeacher : public TeacherSource {
   std::vector<int64_t> requested() const;
   std::vector<int64_t> taken() const;
   int resets() const;
+  // Steps asked for while a Reset was under way, which may forget them.
+  size_t forgotten() const;
 
   absl::Status error;
+  absl::Duration reset_time;
   int64_t silent_from = 0, silent_to = 0;
   int64_t diverged_at = -1;
   bool top_k = false;         // the same as the two likeliest classes
@@ -72,6 +75,7 @@ class FixedTeacher : public TeacherSource {
   std::vector<int64_t> taken_ ABSL_GUARDED_BY(mu_);
   std::vector<uint64_t> generations_ ABSL_GUARDED_BY(mu_);
   int resets_ ABSL_GUARDED_BY(mu_) = 0;
+  size_t forgotten_ ABSL_GUARDED_BY(mu_) = 0;
   Counters counters_ ABSL_GUARDED_BY(mu_);
 };
 
