@@ -167,6 +167,30 @@ TEST(InferenceCodecTest, TypedContentsBecomeTheBytesThatRawOnesWouldBe) {
               HasSubstr("input h: datatype \"FP16\" has no typed contents"));
 }
 
+TEST(InferenceCodecTest, TypedContentsAreNotKeptTwice) {
+  const ModelInferRequest typed =
+      Parse("inputs { name: 'f' datatype: 'FP32' contents { fp32_contents: [1, -2] } }");
+  const ModelInferRequest raw =
+      Parse("inputs { name: 'f' datatype: 'FP32' } raw_input_contents: '12345678'");
+  for (const ModelInferRequest* const message : {&typed, &raw}) {
+    std::string bytes = message->SerializeAsString();
+    bool let_go = false;
+    grpc::ByteBuffer buffer;
+    {
+      const grpc::Slice slice(
+          bytes.data(), bytes.size(), [](void* gone) { *static_cast<bool*>(gone) = true; },
+          &let_go);
+      buffer = grpc::ByteBuffer(&slice, 1);
+    }
+    InferenceRequest request;
+    ASSERT_TRUE(DecodeInferenceRequest(buffer, &request).ok());
+    buffer.Clear();
+    EXPECT_EQ(let_go, message == &typed);
+    request.prediction.owner.reset();
+    EXPECT_TRUE(let_go);
+  }
+}
+
 TEST(InferenceCodecTest, TheModelIsSeenFromOutside) {
   const auto peek = [](const std::string& text) {
     return PeekHead(Bytes(Parse(text).SerializeAsString()));

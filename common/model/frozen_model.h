@@ -42,7 +42,8 @@ struct FrozenModelOptions {
 // file. With it, only a wrong archive or option is; a checkpoint that is damaged, or whose weights
 // are not finite, is passed over for the next older one that is newer than the version held,
 // counted in failed_loads and named in last_load_error; one that retention removes while it is read
-// is no failure.
+// is no failure. A version is never gone back from: where all checkpoints there are are older than
+// the held one, last_load_error says so.
 absl::StatusOr<std::unique_ptr<FollowedModel>> LoadFrozenModel(FrozenModelOptions options);
 
 }  // namespace codistill
