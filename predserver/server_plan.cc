@@ -181,6 +181,7 @@ absl::StatusOr<std::vector<ServedModel>> OpenModels(const ServerPlan& plan) {
   options.weights = prediction.weights();
   options.held_versions = prediction.held_versions();
   options.low_priority = true;  // requests come first
+  options.optimize_predict = true;
   JobModels of_job(std::move(options));
   std::vector<ServedModel> models;
   for (const std::string& name : plan.names) {

@@ -368,6 +368,7 @@ absl::StatusOr<std::unique_ptr<FollowedModel>> FollowedModel::Create(Options opt
   model.archive = ArchivePath(options.job, options.group);
   model.config = ForwardConfig(options.job.model());
   model.threads = options.threads;
+  model.optimize_predict = options.optimize_predict;
   CODISTILL_RETURN_IF_ERROR(CheckPrecision(options.weights));
   CODISTILL_ASSIGN_OR_RETURN(std::shared_ptr<ModelPool> pool,
                              ModelPool::Create(std::move(model), options.held_versions));

@@ -328,6 +328,7 @@ absl::StatusOr<std::unique_ptr<FollowedModel>> LoadFrozenModel(FrozenModelOption
   model.archive = options.archive;
   model.config = ForwardConfig(options.model);
   model.threads = options.threads;
+  model.optimize_predict = options.optimize_predict;
   CODISTILL_ASSIGN_OR_RETURN(std::shared_ptr<ModelPool> pool,
                              ModelPool::Create(std::move(model), options.held_versions));
   const bool follow = options.follow;

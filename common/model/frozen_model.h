@@ -24,10 +24,11 @@ struct FrozenModelOptions {
   // `checkpoint` is a directory, which may still be empty or not be there: its newest checkpoint is
   // loaded, in the background, and newer ones as they appear.
   bool follow = false;
-  int threads = 1;              // of libtorch in this process
-  DataType weights = DT_FLOAT;  // as FollowedModel::Options
-  int held_versions = 1;        // with `follow`
-  bool low_priority = false;    // of loading in the background
+  int threads = 1;                // of libtorch in this process
+  DataType weights = DT_FLOAT;    // as FollowedModel::Options
+  int held_versions = 1;          // with `follow`
+  bool low_priority = false;      // of loading in the background
+  bool optimize_predict = false;  // as Model::Options
   // How often the directory is looked at.
   absl::Duration poll_interval = absl::Seconds(1);
   FileSystem* file_system = FileSystem::Real();

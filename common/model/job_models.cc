@@ -32,6 +32,7 @@ absl::StatusOr<std::shared_ptr<FollowedModel>> JobModels::Create(const TeacherRe
       options.weights = options_.weights;
       options.held_versions = options_.held_versions;
       options.low_priority = options_.low_priority;
+      options.optimize_predict = options_.optimize_predict;
       return FollowedModel::Create(std::move(options));
     }
     case TeacherRef::kFrozen: {
@@ -46,6 +47,7 @@ absl::StatusOr<std::shared_ptr<FollowedModel>> JobModels::Create(const TeacherRe
       options.weights = options_.weights;
       options.held_versions = options_.held_versions;
       options.low_priority = options_.low_priority;
+      options.optimize_predict = options_.optimize_predict;
       return LoadFrozenModel(std::move(options));
     }
     case TeacherRef::kEnsemble: {

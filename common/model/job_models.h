@@ -25,6 +25,7 @@ class JobModels {
     DataType weights = DT_FLOAT;
     int held_versions = 1;
     bool low_priority = false;
+    bool optimize_predict = false;
   };
   explicit JobModels(Options options);
 

@@ -89,7 +89,8 @@ class TorchModel final : public Model {
   void SetTraining(bool training) const ABSL_LOCKS_EXCLUDED(mode_mu_);
   absl::StatusOr<std::vector<torch::jit::IValue>> Arguments(absl::Span<const Tensor> inputs,
                                                             const States* states) const;
-  absl::StatusOr<PassResult> Run(std::vector<torch::jit::IValue> arguments, int64_t batch) const;
+  absl::StatusOr<PassResult> Run(std::vector<torch::jit::IValue> arguments, int64_t batch,
+                                 bool optimize) const;
   static Logits ToLogits(const at::Tensor& logits) { return {FromTorch(logits), logits.size(0)}; }
   static void Return(const PassResult& result, States* states) {
     if (states == nullptr) return;
@@ -146,10 +147,10 @@ absl::StatusOr<std::vector<torch::jit::IValue>> TorchModel::Arguments(
   return arguments;
 }
 
-absl::StatusOr<PassResult> TorchModel::Run(std::vector<torch::jit::IValue> arguments,
-                                           int64_t batch) const {
+absl::StatusOr<PassResult> TorchModel::Run(std::vector<torch::jit::IValue> arguments, int64_t batch,
+                                           bool optimize) const {
   // Per thread in libtorch, so it is set for every pass.
-  torch::jit::GraphOptimizerEnabledGuard no_optimization(false);
+  torch::jit::GraphOptimizerEnabledGuard optimization(optimize);
   const torch::jit::IValue value = module_.forward(std::move(arguments));
 
   PassResult result;
@@ -199,7 +200,8 @@ absl::StatusOr<Model::Logits> TorchModel::Predict(absl::Span<const Tensor> input
                       torch::NoGradGuard no_grad;
                       CODISTILL_ASSIGN_OR_RETURN(auto arguments, Arguments(inputs, states));
                       CODISTILL_ASSIGN_OR_RETURN(const PassResult result,
-                                                 Run(std::move(arguments), inputs[0].shape()[0]));
+                                                 Run(std::move(arguments), inputs[0].shape()[0],
+                                                     options_.optimize_predict));
                       Return(result, states);
                       return ToLogits(result.logits);
                     });
@@ -222,7 +224,8 @@ absl::StatusOr<Model::Logits> TorchModel::Forward(absl::Span<const Tensor> input
                         rows_[i] = arguments[i].toTensor().set_requires_grad(true);
                       }
                       CODISTILL_ASSIGN_OR_RETURN(const PassResult result,
-                                                 Run(std::move(arguments), inputs[0].shape()[0]));
+                                                 Run(std::move(arguments), inputs[0].shape()[0],
+                                                     /*optimize=*/false));
                       CODISTILL_RETURN_IF_ERROR(tensors_.PutBuffersBack());
                       Return(result, states);
                       output_ = result.logits;
@@ -324,11 +327,15 @@ absl::Status TorchModel::CheckTrialPass() {
   const States zeros;
   torch::NoGradGuard no_grad;
   CODISTILL_ASSIGN_OR_RETURN(std::vector<torch::jit::IValue> arguments, Arguments(inputs, &zeros));
+  // The first pass with the optimisation records, the second compiles.
+  for (int i = 0; i < 2 && options_.optimize_predict; ++i) {
+    CODISTILL_RETURN_IF_ERROR(Run(arguments, kBatch, /*optimize=*/true).status());
+  }
   // Same tensors as the interpreter's, whose version counters tell of writes.
   const std::vector<torch::jit::IValue> seen = arguments;
   std::vector<uint32_t> versions;
   for (const auto& argument : seen) versions.push_back(argument.toTensor()._version());
-  CODISTILL_RETURN_IF_ERROR(Run(std::move(arguments), kBatch));
+  CODISTILL_RETURN_IF_ERROR(Run(std::move(arguments), kBatch, /*optimize=*/false));
   for (size_t i = 0; i < seen.size(); ++i) {
     if (seen[i].toTensor()._version() == versions[i]) continue;
     const bool is_input = i < inputs.size();

@@ -18,8 +18,8 @@ namespace codistill {
 
 // A TorchScript archive in memory: its weights as plain memory, its forward and backward pass. No
 // type of libtorch shows. The JIT's graph optimisation is off, so that gradients appear while the
-// backward pass runs. Not thread-safe, except Predict, which may run in several threads while
-// nobody writes weights.
+// backward pass runs, but for Predict where it is asked for. Not thread-safe, except Predict, which
+// may run in several threads while nobody writes weights.
 class Model {
  public:
   struct Options {
@@ -29,6 +29,10 @@ class Model {
     ModelConfig config;
     std::string device = "cpu";
     int threads = 1;  // of libtorch in this process
+    // Predict runs with the JIT's graph optimisation on, which makes a pass over few examples
+    // cheaper. The archive is compiled for it while it loads; the bits of a pass may then differ
+    // from those of a model without.
+    bool optimize_predict = false;
   };
   // NOT_FOUND / DATA_LOSS name the file. INVALID_ARGUMENT: forward()'s arguments are not the job's
   // inputs and states (names both), or a trial pass on zeros does not give [rows, num_outputs]
