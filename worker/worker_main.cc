@@ -12,6 +12,7 @@
 
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
+#include "common/base/blas_kernels.h"
 #include "common/base/executor.h"
 #include "common/base/heap.h"
 #include "common/base/mutex.h"
@@ -359,6 +360,7 @@ absl::Status Main(const std::vector<std::string>& arguments) {
 }  // namespace codistill
 
 int main(int argc, char** argv) {
+  codistill::RestartWithFastBlas(argv);
   codistill::ConfigureHeapForTensors();
   const std::vector<std::string> arguments =
       codistill::InitDaemon(argc, argv,

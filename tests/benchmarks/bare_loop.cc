@@ -24,6 +24,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "common/base/blas_kernels.h"
 #include "common/config/job.h"
 #include "nlohmann/json.hpp"
 #include "worker/data/dataset.h"
@@ -170,4 +171,7 @@ int Main(int argc, char** argv) {
 }  // namespace
 }  // namespace codistill
 
-int main(int argc, char** argv) { return codistill::Main(argc, argv); }
+int main(int argc, char** argv) {
+  codistill::RestartWithFastBlas(argv);
+  return codistill::Main(argc, argv);
+}
