@@ -126,7 +126,9 @@ TEST_P(OutputFormatTest, LogitsInFloatsShareTheMemoryOrAreRounded) {
       EXPECT_EQ(made.dtype(), dtype);
       EXPECT_THAT(made.shape(), ElementsAre(3, classes));
       EXPECT_EQ(made.owner() == logits.owner(), dtype == DT_FLOAT);
-      if (dtype == DT_FLOAT) EXPECT_EQ(made.data(), logits.As<float>().data() + classes);
+      if (dtype == DT_FLOAT) {
+        EXPECT_EQ(made.data(), logits.As<float>().data() + classes);
+      }
       for (int64_t i = 0; i < made.elements(); ++i) {
         const float z = logits.As<float>()[classes + i];
         const float wanted = dtype == DT_FLOAT  ? z
@@ -228,7 +230,9 @@ TEST_P(OutputFormatTest, TopKAreTheLargestInOrderAndTheTailIsTheRest) {
                 << "classes " << classes << " k " << k << " place " << i;
             const double value = At(outputs[1].tensor, row * k + i);
             ASSERT_NEAR(value, p[order[i]], Tolerance(dtype, p[order[i]]));
-            if (i > 0) ASSERT_LE(value, At(outputs[1].tensor, row * k + i - 1));
+            if (i > 0) {
+              ASSERT_LE(value, At(outputs[1].tensor, row * k + i - 1));
+            }
           }
           double rest = 0;
           for (int64_t i = classes - 1; i >= k; --i) rest += p[order[i]];
