@@ -283,11 +283,16 @@ int main(int argc, char** argv) {
   int64_t pause = 0, rounds = 0;
   for (int i = 1; i < argc; ++i) {
     absl::string_view argument = argv[i];
-    const bool known =
-        argument == "--quick"                           ? quick = true
-        : absl::ConsumePrefix(&argument, "--pause_us=") ? absl::SimpleAtoi(argument, &pause)
-        : absl::ConsumePrefix(&argument, "--rounds=")   ? absl::SimpleAtoi(argument, &rounds)
-                                                        : false;
+    bool known = true;
+    if (argument == "--quick") {
+      quick = true;
+    } else if (absl::ConsumePrefix(&argument, "--pause_us=")) {
+      known = absl::SimpleAtoi(argument, &pause);
+    } else if (absl::ConsumePrefix(&argument, "--rounds=")) {
+      known = absl::SimpleAtoi(argument, &rounds);
+    } else {
+      known = false;
+    }
     if (!known) {
       std::fprintf(stderr, "hot_swap: unknown argument %s\n", argv[i]);
       return 2;
