@@ -76,8 +76,8 @@ RunSummary MakeSummary(const RunResult& result) {
     if (totals.teacher_used_steps() > 0) {
       teacher->set_mean_staleness_steps(static_cast<double>(totals.sum_staleness_steps()) /
                                         totals.teacher_used_steps());
-      teacher->set_mean_prefetch_lag_steps(
-          static_cast<double>(totals.sum_prefetch_lag_steps()) / totals.teacher_used_steps());
+      teacher->set_mean_prefetch_lag_steps(static_cast<double>(totals.sum_prefetch_lag_steps()) /
+                                           totals.teacher_used_steps());
     }
   }
   return summary;
