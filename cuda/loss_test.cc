@@ -10,6 +10,7 @@
 
 #include "common/base/random.h"
 #include "cuda/loss_reference.h"
+#include "cuda/loss_testing.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "hwy/targets.h"
@@ -55,26 +56,6 @@ struct Batch {
     inputs.teacher_weight = num_teachers > 0 ? 0.7f : 0;
   }
 };
-
-struct Result {
-  absl::Status status;
-  std::vector<float> gradient;
-  LossOutputs outputs;
-};
-
-Result Compute(const LossOptions& options, const LossInputs& inputs, int threads = 1) {
-  Result result;
-  // One element too many, to see that nothing is written past the end.
-  result.gradient.assign(inputs.rows * inputs.classes + 1, 1234.5f);
-  result.outputs.gradient = result.gradient.data();
-  result.status = ComputeLossCpu(options, inputs, &result.outputs, threads);
-  EXPECT_EQ(result.gradient.back(), 1234.5f);
-  result.gradient.pop_back();
-  return result;
-}
-
-// Without vectors, whole chunks are summed in few floats.
-bool HasVectors() { return (hwy::SupportedTargets() & (HWY_EMU128 - 1)) != 0; }
 
 // Compares with the reference; tolerances are relative, with a floor.
 void ExpectMatchesReference(const LossOptions& options, const LossInputs& inputs,
