@@ -1,5 +1,7 @@
 #include "predserver/compute_pool.h"
 
+#include <sched.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -78,16 +80,31 @@ ComputePool::Entry* ComputePool::Pick(absl::Time now) {
   return best;
 }
 
+bool ComputePool::Wanted(int64_t timers) const {
+  return closing_ || asking_ > 0 || timers_ != timers;
+}
+
+void ComputePool::Spin(int64_t timers, absl::Time until) {
+  spinning_ = true;
+  while (!Wanted(timers) && options_.clock->Now() < until) {
+    mu_.Unlock();
+    sched_yield();
+    mu_.Lock();
+  }
+  spinning_ = false;
+}
+
 void ComputePool::WaitForWork() {
+  const absl::Time start = options_.clock->Now();
   absl::Time until = absl::InfiniteFuture();
   for (const Entry& entry : entries_) until = std::min(until, entry.again);
   const int64_t timers = timers_;
-  const auto wanted = [this, timers]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-    return closing_ || asking_ > 0 || timers_ != timers;
-  };
+  const auto wanted = [this, timers]() ABSL_NO_THREAD_SAFETY_ANALYSIS { return Wanted(timers); };
   ++idle_;
+  if (soon_ && !spinning_) Spin(timers, std::min(until, start + options_.spin));
   options_.clock->AwaitWithDeadline(&mu_, absl::Condition(&wanted), until);
   --idle_;
+  soon_ = asking_ > 0 && options_.clock->Now() - start <= options_.spin;
 }
 
 void ComputePool::Serve(Entry* entry) {

@@ -30,6 +30,11 @@ class ComputePool {
   struct Options {
     int threads = 1;
     std::string name = "compute";  // of the threads
+    // How long a thread without work may keep its core awake for what comes next; others' threads
+    // have the core whenever they want it. A core that has fallen asleep takes tens of microseconds
+    // to wake, and comes back with cold caches. One thread at a time does so, and only while work
+    // keeps coming that soon: whoever is asked now and then costs nothing. Zero: never.
+    absl::Duration spin;
     Clock* clock = Clock::Real();
   };
 
@@ -68,7 +73,9 @@ class ComputePool {
   explicit ComputePool(Options options);
   void Run(int index);
   Entry* Pick(absl::Time now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool Wanted(int64_t timers) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void WaitForWork() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void Spin(int64_t timers, absl::Time until) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Asks `entry`, and runs what it offers.
   void Serve(Entry* entry) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
@@ -80,6 +87,8 @@ class ComputePool {
   int asking_ ABSL_GUARDED_BY(mu_) = 0;       // entries with work
   int64_t timers_ ABSL_GUARDED_BY(mu_) = 0;   // changes when an entry's time to be asked does
   int64_t started_ ABSL_GUARDED_BY(mu_) = 0;  // passes
+  bool spinning_ ABSL_GUARDED_BY(mu_) = false;
+  bool soon_ ABSL_GUARDED_BY(mu_) = false;  // work came within options_.spin the last time
   // Virtual time: what the source asked last had used then.
   absl::Duration now_used_ ABSL_GUARDED_BY(mu_);
   std::vector<std::thread> threads_;

@@ -176,6 +176,38 @@ TEST(ComputePoolTest, AsksAgainAtTheTimeGiven) {
   pool->Leave(entry);
 }
 
+// Work that comes back at once, after a pause, and for good not at all, with threads that spin.
+TEST(ComputePoolTest, SpinsOnlyWhileWorkKeepsComingSoon) {
+  SimulatedClock clock;
+  ComputePool::Options options;
+  options.clock = &clock;
+  options.spin = absl::Milliseconds(1);
+  auto pool = ComputePool::Create(options);
+  ASSERT_TRUE(pool.ok()) << pool.status();
+  Mutex mu;
+  std::string log;
+  Backlog work(pool->get(), &clock, 'w', 1, absl::ZeroDuration(), &log, &mu);
+  // Nobody has come soon yet: it waits without spinning.
+  ASSERT_TRUE(clock.BlockUntilWaiters(1));
+  work.Wake();
+  AwaitLength(&mu, log, 1);
+  // The clock stands, so work comes soon each time, and from now on the thread spins: nothing waits
+  // for the clock, and nothing will until it has moved beyond the time to spin.
+  for (size_t i = 2; i <= 20; ++i) {
+    work.Add(1);
+    work.Wake();
+    AwaitLength(&mu, log, i);
+  }
+  EXPECT_FALSE(clock.BlockUntilWaiters(1, absl::Milliseconds(30)));
+  clock.Advance(absl::Milliseconds(2));
+  ASSERT_TRUE(clock.BlockUntilWaiters(1));
+  // That was too long ago to spin next time.
+  work.Add(1);
+  work.Wake();
+  AwaitLength(&mu, log, 21);
+  ASSERT_TRUE(clock.BlockUntilWaiters(1));
+}
+
 TEST(ComputePoolTest, LeavingWaitsForThePassUnderWay) {
   const auto pool = MakePool(2);
   auto blocker = std::make_unique<Blocker>(pool.get());

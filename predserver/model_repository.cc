@@ -11,6 +11,7 @@ namespace codistill {
 absl::StatusOr<std::unique_ptr<ModelRepository>> ModelRepository::Create(Options options) {
   ComputePool::Options pool;
   pool.threads = options.compute_threads;
+  pool.spin = options.spin;
   pool.clock = options.clock;
   CODISTILL_ASSIGN_OR_RETURN(std::unique_ptr<ComputePool> threads,
                              ComputePool::Create(std::move(pool)));

@@ -23,6 +23,7 @@ class ModelRepository {
  public:
   struct Options {
     int compute_threads = 1;     // passes at once
+    absl::Duration spin;         // as ComputePool::Options
     Metrics* metrics = nullptr;  // not owned, outlives the repository; may be null
     Clock* clock = Clock::Real();
   };

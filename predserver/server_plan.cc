@@ -20,6 +20,7 @@ namespace codistill {
 namespace {
 
 constexpr size_t kMaxModelFileBytes = 1 << 20;
+constexpr int kMaxSpinUs = 100000;
 
 // What is wrong with the flags as such, whatever the files say.
 absl::Status CheckFlags(const ServerFlags& flags) {
@@ -66,6 +67,9 @@ absl::Status CheckFlags(const ServerFlags& flags) {
     errors.Add("--compute_threads", absl::StrCat(flags.compute_threads,
                                                  "; at least 1, or 0 for "
                                                  "what the job says"));
+  }
+  if (flags.spin_us < 0 || flags.spin_us > kMaxSpinUs) {
+    errors.Add("--spin_us", absl::StrCat(flags.spin_us, "; from 0 (never) to ", kMaxSpinUs));
   }
   return errors.ToStatus();
 }

@@ -26,6 +26,7 @@ struct ServerFlags {
   std::string weights;      // "", "FP32", "BF16" or "INT8"
   int held_versions = 0;    // 0: the job's
   int compute_threads = 0;  // 0: the job's
+  int spin_us = 0;
 };
 
 struct ServedModel {

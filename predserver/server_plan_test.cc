@@ -93,11 +93,13 @@ TEST_F(ServerPlanTest, AllMistakesInTheFlagsAtOnce) {
   flags_.index = -1;
   flags_.weights = "FP8";
   flags_.compute_threads = -2;
+  flags_.spin_us = -1;
   flags_.held_versions = -1;
   const std::string error = Error();
-  for (const char* part : {"only one of --group, --teacher and --archive", "--job: missing",
-                           "--checkpoint: goes with --archive only", "--index: -1",
-                           "--weights: FP8", "--compute_threads: -2", "--held_versions: -1"}) {
+  for (const char* part :
+       {"only one of --group, --teacher and --archive", "--job: missing",
+        "--checkpoint: goes with --archive only", "--index: -1", "--weights: FP8",
+        "--compute_threads: -2", "--held_versions: -1", "--spin_us: -1; from 0"}) {
     EXPECT_THAT(error, HasSubstr(part));
   }
   flags_ = ServerFlags();

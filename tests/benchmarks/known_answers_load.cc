@@ -162,7 +162,13 @@ absl::StatusOr<KnownAnswersLoad::Result> KnownAnswersLoad::Run(const Options& op
   while (open > 0) {
     void* tag = nullptr;
     bool ok = false;
-    if (!queue.Next(&tag, &ok)) return absl::InternalError("the queue has ended");
+    if (options.stay_awake) {
+      const gpr_timespec now = gpr_time_0(GPR_CLOCK_MONOTONIC);
+      while (queue.AsyncNext(&tag, &ok, now) == grpc::CompletionQueue::TIMEOUT) {
+      }
+    } else if (!queue.Next(&tag, &ok)) {
+      return absl::InternalError("the queue has ended");
+    }
     Call* const call = static_cast<Call*>(tag);
     const double latency = Now() - call->started;
     const absl::Status status = FromGrpcStatus(call->status);
