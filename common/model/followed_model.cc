@@ -20,6 +20,7 @@
 #include "common/model/embedding_model.h"
 #include "common/model/followed_tables.h"
 #include "common/model/held_versions.h"
+#include "common/model/model_compiler.h"
 #include "common/model/model_pool.h"
 #include "common/model/prepare_model.h"
 #include "common/model/step_estimate.h"
@@ -45,6 +46,8 @@ class FollowedModelImpl final : public FollowedModel {
         model_(options.job.model()),
         forward_(ForwardConfig(options.job.model())),
         pool_(std::move(pool)),
+        compiler_(forward_, name_),
+        optimize_predict_(options.optimize_predict),
         held_(options.held_versions),
         tables_(options.job, options.group) {
     ref_.set_run_id(RunId(options.job));
@@ -161,6 +164,8 @@ class FollowedModelImpl final : public FollowedModel {
   const ModelConfig model_;
   const ModelConfig forward_;
   const std::shared_ptr<ModelPool> pool_;
+  ModelCompiler compiler_;  // the thread's own
+  const bool optimize_predict_;
   HeldVersions held_;
   FollowedTables tables_;  // the thread's own, but for Cancel
   GroupRef ref_;
@@ -333,6 +338,7 @@ void FollowedModelImpl::Publish(std::unique_ptr<Model> model, FollowedTables::Re
                                 Version version, uint64_t bytes) {
   auto snapshot = std::make_shared<Snapshot>();
   snapshot->model = pool_->Lend(std::move(model));
+  if (optimize_predict_) snapshot->model = compiler_.Compile(std::move(snapshot->model));
   if (HasEmbeddings(model_)) {
     snapshot->model = WithRows(model_, std::move(snapshot->model), std::move(rows.tables));
     bytes += rows.bytes;

@@ -17,6 +17,7 @@
 #include "common/config/embedding.h"
 #include "common/model/embedding_model.h"
 #include "common/model/held_versions.h"
+#include "common/model/model_compiler.h"
 #include "common/model/model_pool.h"
 #include "common/model/prepare_model.h"
 #include "common/model/weight_files.h"
@@ -51,6 +52,7 @@ class FrozenModel final : public FollowedModel {
       : options_(std::move(options)),
         forward_(ForwardConfig(options_.model)),
         pool_(std::move(pool)),
+        compiler_(forward_, options_.name),
         held_(options_.held_versions),
         directory_(IsManifest(options_.checkpoint) ? DirName(options_.checkpoint)
                                                    : options_.checkpoint),
@@ -127,6 +129,7 @@ class FrozenModel final : public FollowedModel {
   const FrozenModelOptions options_;
   const ModelConfig forward_;
   const std::shared_ptr<ModelPool> pool_;
+  ModelCompiler compiler_;  // of the thread that loads
   HeldVersions held_;
 
   const std::string directory_;  // of checkpoints, where that is what there is
@@ -170,6 +173,9 @@ void FrozenModel::Publish(std::unique_ptr<Model> model, CheckpointTables::Tables
                           Version version) {
   auto snapshot = std::make_shared<Snapshot>();
   snapshot->model = pool_->Lend(std::move(model));
+  if (options_.optimize_predict) {
+    snapshot->model = compiler_.Compile(std::move(snapshot->model));
+  }
   if (HasEmbeddings(options_.model)) {
     snapshot->model = WithRows(options_.model, std::move(snapshot->model), std::move(tables));
   }

@@ -77,6 +77,13 @@ class TorchModel final : public Model {
 
   // Checks forward()'s arguments and runs it on zeros.
   absl::Status CheckForward();
+  // Predict of `module`, which takes and gives what ours does.
+  absl::StatusOr<Logits> PredictWith(torch::jit::Module* module, bool optimize,
+                                     absl::Span<const Tensor> inputs, States* states) const;
+
+ protected:
+  absl::StatusOr<std::shared_ptr<const Model>> DoCompile(
+      std::shared_ptr<const Model> self) const override;
 
  private:
   const ModelConfig& config() const { return options_.config; }
@@ -89,7 +96,8 @@ class TorchModel final : public Model {
   void SetTraining(bool training) const ABSL_LOCKS_EXCLUDED(mode_mu_);
   absl::StatusOr<std::vector<torch::jit::IValue>> Arguments(absl::Span<const Tensor> inputs,
                                                             const States* states) const;
-  absl::StatusOr<PassResult> Run(std::vector<torch::jit::IValue> arguments, int64_t batch,
+  absl::StatusOr<PassResult> Run(torch::jit::Module* module,
+                                 std::vector<torch::jit::IValue> arguments, int64_t batch,
                                  bool optimize) const;
   static Logits ToLogits(const at::Tensor& logits) { return {FromTorch(logits), logits.size(0)}; }
   static void Return(const PassResult& result, States* states) {
@@ -147,11 +155,12 @@ absl::StatusOr<std::vector<torch::jit::IValue>> TorchModel::Arguments(
   return arguments;
 }
 
-absl::StatusOr<PassResult> TorchModel::Run(std::vector<torch::jit::IValue> arguments, int64_t batch,
+absl::StatusOr<PassResult> TorchModel::Run(torch::jit::Module* module,
+                                           std::vector<torch::jit::IValue> arguments, int64_t batch,
                                            bool optimize) const {
   // Per thread in libtorch, so it is set for every pass.
   torch::jit::GraphOptimizerEnabledGuard optimization(optimize);
-  const torch::jit::IValue value = module_.forward(std::move(arguments));
+  const torch::jit::IValue value = module->forward(std::move(arguments));
 
   PassResult result;
   std::vector<torch::jit::IValue> parts;
@@ -194,14 +203,20 @@ absl::StatusOr<PassResult> TorchModel::Run(std::vector<torch::jit::IValue> argum
 absl::StatusOr<Model::Logits> TorchModel::Predict(absl::Span<const Tensor> inputs,
                                                   States* states) const {
   SetTraining(false);
+  return PredictWith(&module_, options_.optimize_predict, inputs, states);
+}
+
+absl::StatusOr<Model::Logits> TorchModel::PredictWith(torch::jit::Module* module, bool optimize,
+                                                      absl::Span<const Tensor> inputs,
+                                                      States* states) const {
   // What worked on zeros and fails now fails because of the values.
   return CatchTorch(absl::StatusCode::kInvalidArgument, "forward() failed on this batch",
                     [&]() -> absl::StatusOr<Logits> {
                       torch::NoGradGuard no_grad;
                       CODISTILL_ASSIGN_OR_RETURN(auto arguments, Arguments(inputs, states));
-                      CODISTILL_ASSIGN_OR_RETURN(const PassResult result,
-                                                 Run(std::move(arguments), inputs[0].shape()[0],
-                                                     options_.optimize_predict));
+                      CODISTILL_ASSIGN_OR_RETURN(
+                          const PassResult result,
+                          Run(module, std::move(arguments), inputs[0].shape()[0], optimize));
                       Return(result, states);
                       return ToLogits(result.logits);
                     });
@@ -224,8 +239,8 @@ absl::StatusOr<Model::Logits> TorchModel::Forward(absl::Span<const Tensor> input
                         rows_[i] = arguments[i].toTensor().set_requires_grad(true);
                       }
                       CODISTILL_ASSIGN_OR_RETURN(const PassResult result,
-                                                 Run(std::move(arguments), inputs[0].shape()[0],
-                                                     /*optimize=*/false));
+                                                 Run(&module_, std::move(arguments),
+                                                     inputs[0].shape()[0], /*optimize=*/false));
                       CODISTILL_RETURN_IF_ERROR(tensors_.PutBuffersBack());
                       Return(result, states);
                       output_ = result.logits;
@@ -329,13 +344,13 @@ absl::Status TorchModel::CheckTrialPass() {
   CODISTILL_ASSIGN_OR_RETURN(std::vector<torch::jit::IValue> arguments, Arguments(inputs, &zeros));
   // The first pass with the optimisation records, the second compiles.
   for (int i = 0; i < 2 && options_.optimize_predict; ++i) {
-    CODISTILL_RETURN_IF_ERROR(Run(arguments, kBatch, /*optimize=*/true).status());
+    CODISTILL_RETURN_IF_ERROR(Run(&module_, arguments, kBatch, /*optimize=*/true).status());
   }
   // Same tensors as the interpreter's, whose version counters tell of writes.
   const std::vector<torch::jit::IValue> seen = arguments;
   std::vector<uint32_t> versions;
   for (const auto& argument : seen) versions.push_back(argument.toTensor()._version());
-  CODISTILL_RETURN_IF_ERROR(Run(std::move(arguments), kBatch, /*optimize=*/false));
+  CODISTILL_RETURN_IF_ERROR(Run(&module_, std::move(arguments), kBatch, /*optimize=*/false));
   for (size_t i = 0; i < seen.size(); ++i) {
     if (seen[i].toTensor()._version() == versions[i]) continue;
     const bool is_input = i < inputs.size();
@@ -358,6 +373,49 @@ absl::Status TorchModel::CheckForward() {
   return CatchTorch(absl::StatusCode::kInvalidArgument,
                     Error("a trial pass on two examples of zeros failed"),
                     [&] { return CheckTrialPass(); });
+}
+
+// An archive with the weights of `model` compiled in.
+class CompiledModel final : public Model {
+ public:
+  CompiledModel(std::shared_ptr<const Model> keep, const TorchModel* model,
+                torch::jit::Module module)
+      : keep_(std::move(keep)), model_(model), module_(std::move(module)) {}
+
+  const TensorList& tensors() const override { return model_->tensors(); }
+  absl::Span<const TensorView> storage() const override { return model_->storage(); }
+  absl::StatusOr<Logits> Predict(absl::Span<const Tensor> inputs, States* states) const override {
+    return model_->PredictWith(&module_, /*optimize=*/true, inputs, states);
+  }
+  absl::StatusOr<Logits> Forward(absl::Span<const Tensor>, States*, uint64_t) override {
+    return absl::UnimplementedError("a compiled model is not trained");
+  }
+  absl::Status Backward(const Tensor&, const OnGradient&) override {
+    return absl::UnimplementedError("a compiled model is not trained");
+  }
+
+ private:
+  const std::shared_ptr<const Model> keep_;
+  const TorchModel* const model_;
+  mutable torch::jit::Module module_;
+};
+
+absl::StatusOr<std::shared_ptr<const Model>> TorchModel::DoCompile(
+    std::shared_ptr<const Model> self) const {
+  using Result = absl::StatusOr<std::shared_ptr<const Model>>;
+  return CatchTorch(
+      absl::StatusCode::kFailedPrecondition, Error("cannot be compiled"), [&]() -> Result {
+        torch::NoGradGuard no_grad;
+        // Loaded anew rather than cloned: the types of a clone would stay with those of the
+        // original for ever.
+        torch::jit::Module module = torch::jit::load(options_.archive, at::kCPU);
+        CODISTILL_ASSIGN_OR_RETURN(ModuleTensors tensors, ModuleTensors::Collect(module));
+        CODISTILL_RETURN_IF_ERROR(Annotate(tensors.View(tensors_), options_.archive));
+        module.eval();
+        torch::jit::GraphOptimizerEnabledGuard optimization(true);
+        return std::make_shared<CompiledModel>(std::move(self), this,
+                                               torch::jit::optimize_for_inference(module));
+      });
 }
 
 absl::Status CheckDevice(const std::string& device) {
@@ -405,6 +463,11 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(Options options) {
       std::make_unique<TorchModel>(std::move(options), std::move(module), std::move(tensors));
   CODISTILL_RETURN_IF_ERROR(model->CheckForward());
   return model;
+}
+
+absl::StatusOr<std::shared_ptr<const Model>> Model::Compile(std::shared_ptr<const Model> model) {
+  const Model& self = *model;
+  return self.DoCompile(std::move(model));
 }
 
 }  // namespace codistill

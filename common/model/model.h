@@ -40,6 +40,15 @@ class Model {
   static absl::StatusOr<std::unique_ptr<Model>> Load(Options options);
   virtual ~Model() = default;
 
+  // A model for inference that says what `model` says with the weights it has now, which are
+  // compiled in (torch::jit::optimize_for_inference: batch norms are folded into convolutions,
+  // weights are laid out as their kernels want them); sums may be rounded otherwise. It keeps
+  // `model`, whose tensors() and storage() it has: nobody may write there while it lives. Reads the
+  // archive again and takes a second copy of what is laid out anew. Only Predict, for any number of
+  // threads. UNIMPLEMENTED if `model` is not an archive that Load has read, FAILED_PRECONDITION if
+  // libtorch cannot compile it, or the file is another one by now.
+  static absl::StatusOr<std::shared_ptr<const Model>> Compile(std::shared_ptr<const Model> model);
+
   // All parameters, then all buffers, with roles, as models/export.py lists them.
   virtual const TensorList& tensors() const = 0;
   // Where each lives, by index in tensors(). Writing there changes the model. TIED entries view the
@@ -77,6 +86,13 @@ class Model {
   // shape, zeros where the logits do not depend on it. Only for inputs with an embedding_table;
   // empty for others. Valid until the next Forward.
   virtual Tensor InputGradient(int /*index*/) const { return Tensor(); }
+
+ protected:
+  // Compile(self), where `self` holds this.
+  virtual absl::StatusOr<std::shared_ptr<const Model>> DoCompile(
+      std::shared_ptr<const Model> /*self*/) const {
+    return absl::UnimplementedError("only an archive can be compiled");
+  }
 };
 
 }  // namespace codistill

@@ -114,6 +114,20 @@ absl::Status ModuleTensors::PutBuffersBack() {
   return absl::OkStatus();
 }
 
+absl::Status ModuleTensors::View(const ModuleTensors& other) {
+  if (list_.SerializeAsString() != other.list_.SerializeAsString()) {
+    return absl::FailedPreconditionError("its tensors are not those it had when it was loaded");
+  }
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    Slot& slot = slots_[i];
+    slot.tensor = other.slots_[i].tensor.detach();
+    slot.owner.setattr(slot.attribute, slot.tensor);
+    slot.first_version = static_cast<int64_t>(slot.tensor._version());
+    views_[i].data = slot.tensor.data_ptr();
+  }
+  return absl::OkStatus();
+}
+
 std::string ModuleTensors::FirstChanged() const {
   for (size_t i = 0; i < slots_.size(); ++i) {
     const Slot& slot = slots_[i];

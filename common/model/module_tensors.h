@@ -32,6 +32,10 @@ class ModuleTensors {
   // dtype changed.
   absl::Status PutBuffersBack();
 
+  // Puts the tensors of `other` in the places of ours, without gradients. FAILED_PRECONDITION if
+  // the two modules do not have the same tensors.
+  absl::Status View(const ModuleTensors& other);
+
   // Name of a tensor that was written or replaced since this object was made; empty if none was.
   std::string FirstChanged() const;
 
