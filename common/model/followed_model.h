@@ -59,7 +59,9 @@ class FollowedModel {
     // Load behind the process's other threads (LowerThreadPriority), as those must that answer
     // requests meanwhile.
     bool low_priority = false;
-    bool optimize_predict = false;  // as Model::Options
+    // As Model::Options; and versions are compiled for their weights where that makes passes faster
+    // (ModelCompiler).
+    bool optimize_predict = false;
   };
   // Follows a group: watches its leader and pulls each new cut from its shards. Loads the archive;
   // following starts at once in the background and survives any loss of the group. How a damaged

@@ -28,7 +28,7 @@ struct FrozenModelOptions {
   DataType weights = DT_FLOAT;    // as FollowedModel::Options
   int held_versions = 1;          // with `follow`
   bool low_priority = false;      // of loading in the background
-  bool optimize_predict = false;  // as Model::Options
+  bool optimize_predict = false;  // as FollowedModel::Options
   // How often the directory is looked at.
   absl::Duration poll_interval = absl::Seconds(1);
   FileSystem* file_system = FileSystem::Real();

@@ -4,7 +4,8 @@
 //   direct_predictions ARCHIVE INPUTS SHAPE OUTPUTS OPTIMIZE
 //
 // INPUTS is a file of floats, whole examples of SHAPE ("3,32,32"); their logits are written to
-// OUTPUTS. OPTIMIZE 1 leaves the JIT's graph optimisation on. Then, for each line "ROWS PASSES" on
+// OUTPUTS. OPTIMIZE 1 leaves the JIT's graph optimisation on; 2 has libtorch compile the archive
+// for inference besides (torch::jit::optimize_for_inference). Then, for each line "ROWS PASSES" on
 // stdin, runs so many passes over so many examples each and answers with one line of JSON: seconds
 // in all, and those of each pass.
 
@@ -37,9 +38,14 @@ double Now() {
 
 class DirectLoop {
  public:
-  DirectLoop(const std::string& archive, const std::string& inputs, const std::string& shape)
+  DirectLoop(const std::string& archive, const std::string& inputs, const std::string& shape,
+             bool compile)
       : module_(torch::jit::load(archive)) {
     module_.eval();
+    if (compile) {
+      torch::NoGradGuard no_grad;
+      module_ = torch::jit::optimize_for_inference(module_);
+    }
     std::vector<int64_t> sizes = {-1};
     std::stringstream text(shape);
     for (std::string size; std::getline(text, size, ',');) sizes.push_back(std::stoll(size));
@@ -99,7 +105,7 @@ int Main(int argc, char** argv) {
   at::set_num_threads(1);
   at::set_num_interop_threads(1);
   torch::jit::setGraphExecutorOptimize(std::atoi(argv[5]) != 0);
-  DirectLoop loop(argv[1], argv[2], argv[3]);
+  DirectLoop loop(argv[1], argv[2], argv[3], std::atoi(argv[5]) == 2);
   loop.WriteOutputs(argv[4]);
   std::printf("{\"ready\": true}\n");
   std::fflush(stdout);

@@ -46,6 +46,8 @@ class KnownAnswersLoad {
     bool repeat = false;
     int64_t first_id = 0;
     bool may_be_refused = false;  // RESOURCE_EXHAUSTED is counted and no error
+    // Looks for answers without sleeping, so that its own core has not halted when one comes.
+    bool stay_awake = false;
   };
   struct Result {
     double seconds = 0;

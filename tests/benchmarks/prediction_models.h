@@ -39,13 +39,16 @@ class MeasuredModel {
 
   const KnownAnswers& known() const { return known_; }
 
-  // Passes of libtorch's own loop over `rows` examples each, on the server's core: with the JIT's
-  // graph optimisation or without, whichever was faster for so many rows when it was first asked.
   struct Direct {
     double seconds = 0;
     std::vector<double> passes;
   };
+  // Passes of libtorch's own loop over `rows` examples each, on the server's core: forward() of the
+  // archive as it is, with the JIT's graph optimisation or without, or of what libtorch compiles
+  // from it for inference; whichever was fastest for so many rows when it was first asked.
   absl::StatusOr<Direct> RunDirect(int64_t rows, int passes);
+  // The same of the archive as it is.
+  absl::StatusOr<Direct> RunForward(int64_t rows, int passes);
 
   // A prediction server of the archive with these settings.
   class Server {
@@ -71,8 +74,13 @@ class MeasuredModel {
   ModelConfig config_;
   std::string archive_;
   KnownAnswers known_;
-  std::unique_ptr<PipedProcess> direct_[2];  // without and with graph optimisation
-  std::map<int64_t, int> faster_;            // of them, by rows
+  // The first time for so many rows.
+  absl::Status Compare(int64_t rows);
+  absl::StatusOr<Direct> Ask(int which, int64_t rows, int passes);
+
+  static constexpr int kLoops = 3;
+  std::unique_ptr<PipedProcess> direct_[kLoops];  // by direct_predictions' OPTIMIZE
+  std::map<int64_t, int> fastest_, forward_;      // of them, by rows
   int servers_ = 0;
 };
 
