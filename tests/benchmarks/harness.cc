@@ -51,16 +51,27 @@ void InParts(size_t n, int threads, const std::function<void(size_t, size_t)>& b
   for (std::thread& thread : others) thread.join();
 }
 
+absl::Status SetAffinity(const cpu_set_t& set, absl::string_view what) {
+  if (const int error = pthread_setaffinity_np(pthread_self(), sizeof(set), &set); error != 0) {
+    return absl::InternalError(absl::StrCat(what, ": ", strerror(error)));
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 absl::Status PinToCore(int core) {
   cpu_set_t set;
   CPU_ZERO(&set);
   CPU_SET(core, &set);
-  if (const int error = pthread_setaffinity_np(pthread_self(), sizeof(set), &set); error != 0) {
-    return absl::InternalError(absl::StrCat("core ", core, ": ", strerror(error)));
-  }
-  return absl::OkStatus();
+  return SetAffinity(set, absl::StrCat("core ", core));
+}
+
+absl::Status Unpin() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  for (int core = 0; core < CPU_SETSIZE; ++core) CPU_SET(core, &set);
+  return SetAffinity(set, "all cores");
 }
 
 void RetainHeap() {

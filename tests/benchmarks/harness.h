@@ -19,6 +19,8 @@ namespace codistill {
 // Puts the calling thread, and those it starts from now on, on one core. Unpinned threads have
 // landed on one core and waited for each other. INTERNAL names the core.
 absl::Status PinToCore(int core);
+// Undoes it: any core will do again.
+absl::Status Unpin();
 
 // malloc keeps what it has been given: without it every large array is faulted in anew each round,
 // which costs more than what is measured. Call first thing in main.

@@ -23,7 +23,8 @@ constexpr absl::Duration kStartLimit = absl::Seconds(60);
 absl::StatusOr<ChildProcess> StartPinned(const std::vector<std::string>& argv,
                                          const std::string& ready_file, int core, int own_core) {
   unlink(ready_file.c_str());
-  CODISTILL_RETURN_IF_ERROR(PinToCore(core));  // a child begins where its parent is
+  // A child begins where its parent is.
+  CODISTILL_RETURN_IF_ERROR(core == kAnyCore ? Unpin() : PinToCore(core));
   absl::StatusOr<ChildProcess> child = ChildProcess::Start(argv, ready_file + ".log");
   CODISTILL_RETURN_IF_ERROR(PinToCore(own_core));
   CODISTILL_RETURN_IF_ERROR(child.status());

@@ -15,6 +15,9 @@
 // Processes that stay on one core.
 namespace codistill {
 
+// For StartPinned: not pinned at all.
+inline constexpr int kAnyCore = -1;
+
 // Starts `binary` on one core, with its log beside `ready_file`, and waits until it has written
 // that file. The calling thread's own core is restored to `own_core`.
 absl::StatusOr<ChildProcess> StartPinned(const std::vector<std::string>& argv,

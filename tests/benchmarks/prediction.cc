@@ -5,7 +5,8 @@
 // the fastest that libtorch has: of the archive as it is ("forward"), or compiled for inference.
 // Every element of every answer is compared with what libtorch says.
 //
-//   prediction [--quick] [SECTION...]      sections: resnet mlp logits cache refusals; default: all
+//   prediction [--quick] [SECTION...]      sections: resnet mlp logits cache refusals threads;
+//   default: all
 //
 // The last line of the output is a JSON object.
 
@@ -16,6 +17,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <set>
 #include <string>
@@ -44,6 +46,10 @@ T Must(absl::StatusOr<T> value) {
   if (value.ok()) return *std::move(value);
   std::fprintf(stderr, "prediction: %s\n", value.status().ToString().c_str());
   std::exit(1);
+}
+
+void Check(const absl::Status& status) {
+  if (!status.ok()) Must<int>(status);
 }
 
 struct Plan {
@@ -342,7 +348,8 @@ void MeasureRefusals(const Plan& plan, Json* report) {
   settings.set_max_queue(2);
   settings.set_max_batch_size(1);
   const auto model = Mlp(plan, "mlp_refusing", 1024, "4096,4096", 1000);
-  const auto server = Must(model->Serve(settings));
+  // What it spends on staying awake is none of the passes'.
+  const auto server = Must(model->Serve(settings, {"--spin_us=0"}));
   KnownAnswersLoad load(server->address(), 16, &model->known());
   KnownAnswersLoad::Options alone, flood;
   Size(plan, &load, &alone);
@@ -369,15 +376,38 @@ void MeasureRefusals(const Plan& plan, Json* report) {
                            {"with_retry_delay", hinted}};
 }
 
+// What a second compute thread wins, with both cores for the server and its client.
+void MeasureThreads(const Plan& plan, Json* report) {
+  const auto model = ResNet20(plan);
+  std::map<int, std::unique_ptr<Server>> servers;
+  std::map<int, std::unique_ptr<KnownAnswersLoad>> loads;
+  KnownAnswersLoad::Options batches;
+  batches.rows = 64;
+  batches.in_flight = 4;
+  for (const int threads : {1, 2}) {
+    servers[threads] =
+        Must(model->Serve({}, {absl::StrCat("--compute_threads=", threads)}, kAnyCore));
+    loads[threads] =
+        std::make_unique<KnownAnswersLoad>(servers[threads]->address(), 1, &model->known());
+    Size(plan, loads[threads].get(), &batches);
+  }
+  Check(Unpin());
+  const auto rates = Alternate(plan.rounds, {{"1", [&] { return Rate(loads[1].get(), batches); }},
+                                             {"2", [&] { return Rate(loads[2].get(), batches); }}});
+  Check(PinToCore(kClientCore));
+  (*report)["two_threads_gain"] = MedianRatio(rates.at("2"), rates.at("1"));
+  (*report)["threads_resnet20"] = {{"shapes", "images 3x32x32, 10 classes, batch 64, 4 in flight"},
+                                   {"pinning", "none"},
+                                   {"1_thread_examples_per_second", Spread(rates.at("1"))},
+                                   {"2_threads_examples_per_second", Spread(rates.at("2"))}};
+}
+
 int Main(int argc, char** argv) {
   DisableDeadlockDetection();
   RetainHeap();
   const std::vector<std::pair<std::string, std::function<void(const Plan&, Json*)>>> sections = {
-      {"resnet", MeasureResNet},
-      {"mlp", MeasureBatching},
-      {"logits", MeasureLogits},
-      {"cache", MeasureCache},
-      {"refusals", MeasureRefusals}};
+      {"resnet", MeasureResNet}, {"mlp", MeasureBatching},      {"logits", MeasureLogits},
+      {"cache", MeasureCache},   {"refusals", MeasureRefusals}, {"threads", MeasureThreads}};
   Plan plan;
   std::set<std::string> asked;
   for (int i = 1; i < argc; ++i) {
@@ -390,7 +420,8 @@ int Main(int argc, char** argv) {
     } else if (known) {
       asked.insert(argument);
     } else {
-      std::fprintf(stderr, "usage: prediction [--quick] [resnet|mlp|logits|cache|refusals]...\n");
+      std::fprintf(stderr,
+                   "usage: prediction [--quick] [resnet|mlp|logits|cache|refusals|threads]...\n");
       return 2;
     }
   }

@@ -155,18 +155,20 @@ absl::StatusOr<MeasuredModel::Direct> MeasuredModel::RunForward(int64_t rows, in
 }
 
 absl::StatusOr<std::unique_ptr<MeasuredModel::Server>> MeasuredModel::Serve(
-    const PredictionConfig& settings) {
+    const PredictionConfig& settings, const std::vector<std::string>& flags, int core) {
   const std::string base = JoinPath(directory_, absl::StrCat("server", servers_++));
   const std::string job = base + ".textproto";
   CODISTILL_RETURN_IF_ERROR(SaveJob(JobOf(options_.name, config_, settings), job));
   const std::string ready = base + ".ready";
   auto server = std::make_unique<Server>();
-  CODISTILL_ASSIGN_OR_RETURN(
-      server->process_,
-      StartPinned({kServerBinary, absl::StrCat("--job=", job), absl::StrCat("--archive=", archive_),
-                   absl::StrCat("--name=", options_.name), "--port=0",
-                   absl::StrCat("--ready_file=", ready)},
-                  ready, kServerCore, kClientCore));
+  std::vector<std::string> argv = {kServerBinary,
+                                   absl::StrCat("--job=", job),
+                                   absl::StrCat("--archive=", archive_),
+                                   absl::StrCat("--name=", options_.name),
+                                   "--port=0",
+                                   absl::StrCat("--ready_file=", ready)};
+  argv.insert(argv.end(), flags.begin(), flags.end());
+  CODISTILL_ASSIGN_OR_RETURN(server->process_, StartPinned(argv, ready, core, kClientCore));
   CODISTILL_ASSIGN_OR_RETURN(const std::string text, ReadFile(ready, 1 << 16));
   server->address_ = nlohmann::json::parse(text).value("address", "");
   return server;

@@ -63,7 +63,10 @@ class MeasuredModel {
     ChildProcess process_;
     std::string address_;
   };
-  absl::StatusOr<std::unique_ptr<Server>> Serve(const PredictionConfig& settings);
+  // `flags` besides; on `core`.
+  absl::StatusOr<std::unique_ptr<Server>> Serve(const PredictionConfig& settings,
+                                                const std::vector<std::string>& flags = {},
+                                                int core = kServerCore);
 
  private:
   MeasuredModel(Options options, std::string directory)
