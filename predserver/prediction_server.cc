@@ -52,6 +52,10 @@ ABSL_FLAG(int, held_versions, 0,
           "says.");
 ABSL_FLAG(int, compute_threads, 0,
           "Forward passes computed at once; 0: as the job's prediction.compute_threads says.");
+ABSL_FLAG(
+    bool, optimize_passes, true,
+    "Have libtorch optimise passes, and compile each version of a model that gains much by it, "
+    "which takes about 0.1 s a version. Off: passes are the archive's, to the bit.");
 ABSL_FLAG(int, spin_us, 500,
           "Microseconds for which an idle compute thread keeps its core awake while requests keep "
           "coming that soon; it gives way to every other thread. 0: never.");
@@ -76,6 +80,7 @@ ServerFlags Flags() {
   flags.held_versions = absl::GetFlag(FLAGS_held_versions);
   flags.compute_threads = absl::GetFlag(FLAGS_compute_threads);
   flags.spin_us = absl::GetFlag(FLAGS_spin_us);
+  flags.optimize_passes = absl::GetFlag(FLAGS_optimize_passes);
   return flags;
 }
 

@@ -164,6 +164,7 @@ absl::StatusOr<ServerPlan> PlanServer(const ServerFlags& flags) {
   CODISTILL_RETURN_IF_ERROR(CheckFlags(flags));
   ServerPlan plan;
   plan.index = flags.index;
+  plan.optimize_passes = flags.optimize_passes;
   if (!flags.job.empty()) {
     CODISTILL_ASSIGN_OR_RETURN(plan.job, LoadJob(flags.job));
   }
@@ -185,7 +186,7 @@ absl::StatusOr<std::vector<ServedModel>> OpenModels(const ServerPlan& plan) {
   options.weights = prediction.weights();
   options.held_versions = prediction.held_versions();
   options.low_priority = true;  // requests come first
-  options.optimize_predict = true;
+  options.optimize_predict = plan.optimize_passes;
   JobModels of_job(std::move(options));
   std::vector<ServedModel> models;
   for (const std::string& name : plan.names) {

@@ -27,6 +27,7 @@ struct ServerFlags {
   int held_versions = 0;    // 0: the job's
   int compute_threads = 0;  // 0: the job's
   int spin_us = 0;
+  bool optimize_passes = true;
 };
 
 struct ServedModel {
@@ -42,6 +43,7 @@ struct ServerPlan {
   JobConfig job;
   std::vector<std::string> names;  // of the models
   std::string group;               // what this server calls itself: the names, separated by commas
+  bool optimize_passes = true;
   int index = 0;
   Endpoint endpoint;  // empty: wherever there is room
 };

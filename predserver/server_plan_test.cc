@@ -150,11 +150,13 @@ TEST_F(ServerPlanTest, TeachersAreFrozenOrEnsembles) {
   flags_.compute_threads = 1;
   for (const char* name : {"old", "older", "both"}) {
     flags_.teacher = name;
+    flags_.optimize_passes = flags_.teacher != "older";
     const auto plan = PlanServer(flags_);
     ASSERT_TRUE(plan.ok()) << plan.status();
     EXPECT_EQ(plan->job.prediction().weights(), DT_FLOAT);
     EXPECT_EQ(plan->job.prediction().compute_threads(), 1);
     EXPECT_EQ(plan->job.prediction().held_versions(), 2);
+    EXPECT_EQ(plan->optimize_passes, flags_.optimize_passes);
     const auto models = OpenModels(*plan);
     ASSERT_TRUE(models.ok()) << models.status();
     ASSERT_EQ(models->size(), 1u);
