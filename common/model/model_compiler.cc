@@ -24,6 +24,8 @@ constexpr absl::Duration kTiming = absl::Milliseconds(250);
 // costs a tenth of a second beside the requests of that time, which little gain does not pay for.
 constexpr double kGain = 0.8;
 constexpr double kLoss = 1.02;
+// Less than this is nothing beside what a request costs anyway.
+constexpr double kLeastSeconds = 50e-6;
 // Of the absolute value plus one: sums in another order.
 constexpr float kTolerance = 1e-3f;
 
@@ -100,7 +102,7 @@ bool ModelCompiler::IsFaster(const Model& model, const Model& compiled) const {
     LOG(INFO) << "model " << name_ << ": a pass over " << rows << " examples takes " << 1e3 * plain
               << " ms, compiled for its weights " << 1e3 * best << " ms";
     if (best > kLoss * plain) return false;
-    gains |= best < kGain * plain;
+    gains |= best < kGain * plain && plain - best >= kLeastSeconds;
   }
   return gains;
 }
