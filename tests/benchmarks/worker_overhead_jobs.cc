@@ -109,7 +109,9 @@ absl::StatusOr<JobConfig> LstmJob(const std::string& data_dir, int steps) {
   text.back() = '\n';
   CODISTILL_RETURN_IF_ERROR(WriteFileAtomically(JoinPath(data_dir, "text.txt"), text));
 
-  JobConfig job = OneWorker("lstm", kLanes, 2);
+  // At a rate of 2 the 40th step or so blows what BLAS kernels round differently up to percents of
+  // the loss, and nothing could be compared with anything.
+  JobConfig job = OneWorker("lstm", kLanes, 0.5);
   job.mutable_model()->mutable_export_()->set_module("lstm_lm");
   AddOption("vocabulary", absl::StrCat(kWords + 1), &job);
   AddOption("embedding", "256", &job);
