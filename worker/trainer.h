@@ -112,7 +112,7 @@ class Trainer {
   std::unique_ptr<BatchPipeline> pipeline_;
 
   // Of the training thread:
-  StepComputer::Session session_;
+  GroupSession session_;
   ShardMap shard_map_;
   std::vector<std::string> shard_addresses_;
   RecurrentStateAfter state_;

@@ -1,0 +1,73 @@
+#ifndef CODISTILL_WORKER_TRAINING_PASS_H_
+#define CODISTILL_WORKER_TRAINING_PASS_H_
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "common/model/model.h"
+#include "common/tensor/tensor.h"
+#include "cuda/loss.h"
+#include "proto/job.pb.h"
+#include "worker/batch_pipeline.h"
+#include "worker/teacher_source.h"
+
+namespace codistill {
+
+// Forward pass, loss and backward pass of one step on the weights that are in the model. Used by
+// one thread.
+class TrainingPass {
+ public:
+  struct Options {
+    JobConfig job;
+    int group = 0;
+    int rank = 0;
+    Model* model = nullptr;     // not owned
+    absl::Duration test_delay;  // for tests: the computation takes so much longer
+  };
+  // INVALID_ARGUMENT: a loss that the kernel does not take.
+  static absl::StatusOr<std::unique_ptr<TrainingPass>> Create(Options options);
+
+  // What the teachers said of the batch; null = nothing, or they are not wanted. Called once, after
+  // the forward pass.
+  using TakePredictions = std::function<absl::StatusOr<const TeacherPredictions*>()>;
+  // Says who takes the gradients. Called once, when the loss is known and its gradients are about
+  // to come.
+  using BeginGradients = std::function<Model::OnGradient()>;
+
+  struct Result {
+    LossSums sums;
+    bool finite = true;
+    bool used_teacher = false;
+  };
+  // `inputs`: those of forward(), with rows of embedding tables in their places. `states` (in and
+  // out): recurrent state. Errors are of model, data or teachers: the step would fail again.
+  absl::StatusOr<Result> Run(const BatchPipeline::Step& step, const std::vector<Tensor>& inputs,
+                             Model::States* states, const TakePredictions& take,
+                             const BeginGradients& begin);
+
+  // After Run: gradients with respect to the inputs with an embedding table, by index in
+  // model.inputs; empty for others.
+  std::vector<Tensor> InputGradients() const;
+
+ private:
+  explicit TrainingPass(Options options);
+  absl::StatusOr<Model::Logits> Forward(const BatchPipeline::Step& step,
+                                        const std::vector<Tensor>& inputs, Model::States* states);
+  // Fills gradient_. `predictions` may be null.
+  absl::StatusOr<Result> ComputeLoss(const BatchPipeline::Step& step, const Model::Logits& logits,
+                                     const TeacherPredictions* predictions);
+
+  const Options options_;
+  const LossOptions loss_options_;
+  const uint64_t group_hash_;
+  Tensor gradient_;  // with respect to the logits, reused
+};
+
+}  // namespace codistill
+
+#endif  // CODISTILL_WORKER_TRAINING_PASS_H_
