@@ -47,7 +47,7 @@ class ElementwiseKernel {
         options_(*work.options),
         inputs_(*work.inputs),
         inverse_t_(hn::Set(d_, 1.0f / options_.temperature)),
-        teacher_share_(hn::Set(d_, inputs_.teachers.empty() ? 0 : 1.0f / inputs_.teachers.size())),
+        teacher_share_(hn::Set(d_, work_.teachers.empty() ? 0 : 1.0f / work_.teachers.size())),
         keep_(hn::Set(d_, 1 - options_.label_smoothing)),
         shift_(hn::Set(d_, options_.label_smoothing / 2)) {}
 
@@ -65,7 +65,7 @@ class ElementwiseKernel {
     for (int64_t i = begin; i < end; i += lanes) {
       const int64_t count = HWY_MIN(lanes, end - i);
       const auto real = hn::FirstN(d_, count);
-      const V32 z = Load(inputs_.logits + i, count);
+      const V32 z = Load(work_.logits + i, count);
       const V32 y = Load(inputs_.targets + i, count);
       V32 phi, phi_slope;
       if (options_.label_loss == LossOptions::kSigmoidCrossEntropy) {
@@ -101,7 +101,7 @@ class ElementwiseKernel {
 
   int64_t CountCorrect(int64_t first_row, int64_t rows) const {
     if (options_.label_loss != LossOptions::kSigmoidCrossEntropy) return 0;
-    const float* z = inputs_.logits + first_row * inputs_.classes;
+    const float* z = work_.logits + first_row * inputs_.classes;
     const float* y = inputs_.targets + first_row * inputs_.classes;
     int64_t correct = 0;
     for (int64_t row = 0; row < rows; ++row) {
@@ -127,7 +127,7 @@ class ElementwiseKernel {
 
   V32 MeanLogit(int64_t i, int64_t count) const {
     V32 sum = hn::Zero(d_);
-    for (const float* teacher : inputs_.teachers) sum = hn::Add(sum, Load(teacher + i, count));
+    for (const float* teacher : work_.teachers) sum = hn::Add(sum, Load(teacher + i, count));
     return hn::Mul(sum, teacher_share_);
   }
 
@@ -135,7 +135,7 @@ class ElementwiseKernel {
     Binary mean;
     mean.yes = mean.no = hn::Zero(d_);
     V32 max_yes = hn::Set(d_, -3e38f), max_no = max_yes;
-    for (const float* teacher : inputs_.teachers) {
+    for (const float* teacher : work_.teachers) {
       const Binary q = FromLogit(d_, hn::Mul(Load(teacher + i, count), inverse_t_));
       mean.yes = hn::MulAdd(q.yes, teacher_share_, mean.yes);
       mean.no = hn::MulAdd(q.no, teacher_share_, mean.no);
@@ -144,7 +144,7 @@ class ElementwiseKernel {
     }
     // Logarithms of the means from logarithms: right where the probabilities vanish.
     V32 sum_yes = hn::Zero(d_), sum_no = hn::Zero(d_);
-    for (const float* teacher : inputs_.teachers) {
+    for (const float* teacher : work_.teachers) {
       const Binary q = FromLogit(d_, hn::Mul(Load(teacher + i, count), inverse_t_));
       sum_yes = hn::Add(sum_yes, hn::Exp(d_, hn::Sub(q.log_yes, max_yes)));
       sum_no = hn::Add(sum_no, hn::Exp(d_, hn::Sub(q.log_no, max_no)));
@@ -164,7 +164,7 @@ class ElementwiseKernel {
     const V32 z_t = hn::Mul(z, inverse_t_);
     const Binary p = FromLogit(d_, z_t);
     const bool of_logits =
-        inputs_.teachers.size() == 1 || options_.teacher_average == LossOptions::kLogits;
+        work_.teachers.size() == 1 || options_.teacher_average == LossOptions::kLogits;
     const Binary q = of_logits ? FromLogit(d_, hn::Mul(MeanLogit(i, count), inverse_t_))
                                : MeanProbability(i, count);
     if (options_.teacher_loss == LossOptions::kKlStudentTeacher) {

@@ -349,7 +349,7 @@ size_t CudaLossWorkspaceBytes(int64_t rows) {
   return sizeof(Result) + static_cast<size_t>(rows) * sizeof(RowResult);
 }
 
-absl::Status LaunchLoss(const LossOptions& options, const LossInputs& inputs, float* gradient,
+absl::Status LaunchLoss(const LossOptions& options, const LossInputs& inputs, void* gradient,
                         void* workspace, void* stream) {
   CODISTILL_RETURN_IF_ERROR(ValidateLoss(options, inputs));
   if (options.label_loss != LossOptions::kSoftmaxCrossEntropy) {
@@ -366,6 +366,16 @@ absl::Status LaunchLoss(const LossOptions& options, const LossInputs& inputs, fl
                                                    " given; at most ", kMaxCudaTeachers,
                                                    " on CUDA"));
   }
+  bool plain = inputs.logits_format == NumberFormat::kFloat32 && inputs.row_weights == nullptr &&
+               inputs.label_prior == nullptr && !options.ignored_label.has_value();
+  for (const DenseTeacher& teacher : inputs.teachers) {
+    plain = plain && teacher.format == NumberFormat::kFloat32 &&
+            teacher.kind == DenseTeacher::kLogits;
+  }
+  if (!plain) {
+    return absl::UnimplementedError(
+        "loss: on CUDA only float32 logits, of students and teachers, every row counting alike");
+  }
   if (inputs.rows > INT32_MAX) {
     return absl::InvalidArgumentError(
         absl::StrCat("loss: rows is ", inputs.rows, "; at most ", INT32_MAX, " on CUDA"));
@@ -375,12 +385,14 @@ absl::Status LaunchLoss(const LossOptions& options, const LossInputs& inputs, fl
   Params params = {};
   params.rows = inputs.rows;
   params.classes = inputs.classes;
-  params.logits = inputs.logits;
+  params.logits = static_cast<const float*>(inputs.logits);
   params.labels = inputs.labels;
   params.num_softmaxes = 1;
   if (teach) {
     params.num_teachers = static_cast<int>(inputs.teachers.size());
-    for (int k = 0; k < params.num_teachers; ++k) params.teachers[k] = inputs.teachers[k];
+    for (int k = 0; k < params.num_teachers; ++k) {
+      params.teachers[k] = static_cast<const float*>(inputs.teachers[k].values);
+    }
     if (options.teacher_average == LossOptions::kProbabilities) {
       params.num_softmaxes = params.num_teachers;
     }
@@ -388,22 +400,17 @@ absl::Status LaunchLoss(const LossOptions& options, const LossInputs& inputs, fl
   params.smoothing = options.label_smoothing;
   params.temperature = options.temperature;
   params.inverse_t = 1 / options.temperature;
-  params.row_scale =
-      inputs.rows == 0
-          ? 0
-          : static_cast<float>(inputs.gradient_scale / static_cast<double>(inputs.rows));
+  params.row_scale = static_cast<float>(inputs.gradient_scale / static_cast<double>(inputs.rows));
   params.weight = inputs.teacher_weight;
-  params.gradient = gradient;
+  params.gradient = static_cast<float*>(gradient);
   params.result = static_cast<Result*>(workspace);
   params.row_results = reinterpret_cast<RowResult*>(params.result + 1);
 
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
   const unsigned blocks = static_cast<unsigned>(inputs.rows);
-  if (blocks > 0) {
-    const auto kernel = ChooseKernel(options, teach, params.num_softmaxes == 1);
-    kernel<<<blocks, kThreads, 0, cuda_stream>>>(params);
-    CODISTILL_RETURN_IF_ERROR(CudaError(cudaGetLastError(), "launching the kernel"));
-  }
+  const auto kernel = ChooseKernel(options, teach, params.num_softmaxes == 1);
+  kernel<<<blocks, kThreads, 0, cuda_stream>>>(params);
+  CODISTILL_RETURN_IF_ERROR(CudaError(cudaGetLastError(), "launching the kernel"));
   SumKernel<<<1, kThreads, 0, cuda_stream>>>(params);
   return CudaError(cudaGetLastError(), "launching the sum");
 }
@@ -424,8 +431,13 @@ absl::Status FinishLoss(const LossInputs& inputs, const void* workspace, void* s
   outputs->sums.label_loss_sum = result.label_loss_sum;
   outputs->sums.teacher_loss_sum = result.teacher_loss_sum;
   outputs->sums.correct = result.correct;
+  outputs->sums.counted_rows = inputs.rows;
+  outputs->sums.weight_sum = static_cast<double>(inputs.rows);
   outputs->finite = std::isfinite(result.label_loss_sum) && std::isfinite(result.teacher_loss_sum);
-  return absl::OkStatus();
+  if (outputs->finite) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrCat("loss: ", std::isfinite(result.label_loss_sum) ? "teachers" : "logits",
+                   " make a loss that is not finite"));
 }
 
 }  // namespace codistill

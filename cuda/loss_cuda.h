@@ -7,7 +7,8 @@
 //   CODISTILL_RETURN_IF_ERROR(FinishLoss(inputs, workspace, stream, &outputs));
 //
 // Differs from ComputeLossCpu in this: only kSoftmaxCrossEntropy, at most kMaxCudaTeachers
-// teachers, all with all their logits (topk_teachers are refused), and labels are checked on the
+// teachers, all with all their logits (topk_teachers are refused), everything in float32, every row
+// counting alike, and labels are checked on the
 // device, so that a bad one is reported by FinishLoss. Results are the same from run to run on one
 // kind of device, and those of the CPU up to rounding.
 
@@ -33,10 +34,11 @@ size_t CudaLossWorkspaceBytes(int64_t rows);
 // the logits themselves. INVALID_ARGUMENT, naming the field, for bad options or inputs;
 // UNIMPLEMENTED for other label losses and for topk_teachers; INTERNAL, with CUDA's name for the
 // error, when the launch fails.
-absl::Status LaunchLoss(const LossOptions& options, const LossInputs& inputs, float* gradient,
+absl::Status LaunchLoss(const LossOptions& options, const LossInputs& inputs, void* gradient,
                         void* workspace, void* stream);
 
 // Waits for the stream and fetches sums and the finite flag (`outputs->gradient` is left alone).
+// What is not finite is INVALID_ARGUMENT, as ComputeLossCpu says.
 // INVALID_ARGUMENT names row and value of the first label out of range; the gradient is then not to
 // be used. INTERNAL for an error of CUDA, this launch's or an earlier one's.
 absl::Status FinishLoss(const LossInputs& inputs, const void* workspace, void* stream,

@@ -94,8 +94,8 @@ Result OnCpu(const LossOptions& options, const Batch& batch) {
   LossInputs inputs = batch.Inputs();
   inputs.logits = batch.logits.data();
   inputs.labels = batch.labels.data();
-  std::vector<const float*> teachers;
-  for (const std::vector<float>& teacher : batch.teachers) teachers.push_back(teacher.data());
+  std::vector<DenseTeacher> teachers(batch.teachers.size());
+  for (size_t k = 0; k < teachers.size(); ++k) teachers[k].values = batch.teachers[k].data();
   inputs.teachers = teachers;
   result.gradient.resize(batch.logits.size());
   result.outputs.gradient = result.gradient.data();
@@ -109,10 +109,10 @@ Result OnDevice(const LossOptions& options, const Batch& batch, bool in_place = 
   const DeviceArray<float> logits(batch.logits), gradient(batch.logits.size());
   const DeviceArray<int64_t> labels(batch.labels);
   std::vector<std::unique_ptr<DeviceArray<float>>> arrays;
-  std::vector<const float*> teachers;
-  for (const std::vector<float>& teacher : batch.teachers) {
-    arrays.push_back(std::make_unique<DeviceArray<float>>(teacher));
-    teachers.push_back(arrays.back()->get());
+  std::vector<DenseTeacher> teachers(batch.teachers.size());
+  for (size_t k = 0; k < teachers.size(); ++k) {
+    arrays.push_back(std::make_unique<DeviceArray<float>>(batch.teachers[k]));
+    teachers[k].values = arrays.back()->get();
   }
   inputs.logits = logits.get();
   inputs.labels = labels.get();
@@ -212,7 +212,7 @@ TEST_F(LossCudaTest, SaysWhenSomethingIsNotFinite) {
     Batch batch(5, 700, 1, 1.0);
     batch.logits[1000] = bad;
     const Result result = OnDevice(LossOptions(), batch);
-    EXPECT_TRUE(result.status.ok());
+    EXPECT_EQ(result.status.code(), absl::StatusCode::kInvalidArgument);
     EXPECT_FALSE(result.outputs.finite);
   }
 }
@@ -221,12 +221,13 @@ TEST(LossCudaValidationTest, RefusesWhatItCannotDo) {
   // Refused before anything touches a device.
   float value = 0;
   int64_t label = 0;
-  const float* teachers[9] = {&value, &value, &value, &value, &value,
-                              &value, &value, &value, &value};
+  DenseTeacher teachers[9];
+  for (DenseTeacher& teacher : teachers) teacher.values = &value;
   LossInputs inputs;
   inputs.rows = 1;
   inputs.classes = 1;
-  inputs.logits = inputs.targets = &value;
+  inputs.logits = &value;
+  inputs.targets = &value;
   inputs.labels = &label;
   LossOptions options;
   options.label_loss = LossOptions::kSigmoidCrossEntropy;

@@ -13,6 +13,8 @@ namespace internal {
 struct LossWork {
   const LossOptions* options;
   const LossInputs* inputs;
+  const float* logits;
+  absl::Span<const float* const> teachers;
   bool teach;          // weight > 0
   double row_scale;    // of the gradient: gradient_scale / rows
   float* gradient;     // may be null

@@ -130,7 +130,7 @@ ReferenceLoss ComputeLossReference(const LossOptions& options, const LossInputs&
   ReferenceLoss result;
   result.gradient.assign(inputs.rows * classes, 0);
   for (int64_t r = 0; r < inputs.rows; ++r) {
-    const Row z = Load(inputs.logits, r, classes);
+    const Row z = Load(static_cast<const float*>(inputs.logits), r, classes);
     Row label_gradient(classes), teacher_gradient(classes);
     double label_loss = 0, teacher_loss = 0;
     bool correct = false;
@@ -160,7 +160,9 @@ ReferenceLoss ComputeLossReference(const LossOptions& options, const LossInputs&
 
     if (inputs.teacher_weight > 0) {
       std::vector<Row> teachers;
-      for (const float* teacher : inputs.teachers) teachers.push_back(Load(teacher, r, classes));
+      for (const DenseTeacher& teacher : inputs.teachers) {
+        teachers.push_back(Load(static_cast<const float*>(teacher.values), r, classes));
+      }
       const bool of_logits = options.teacher_average == LossOptions::kLogits;
       if (options.teacher_loss == LossOptions::kSquaredErrorLogits) {
         teacher_loss = SquaredError(z, Mean(teachers), &teacher_gradient);

@@ -17,6 +17,13 @@ struct Result {
   LossOutputs outputs;
 };
 
+// A teacher of float32 logits.
+inline DenseTeacher LogitsTeacher(const float* values) {
+  DenseTeacher teacher;
+  teacher.values = values;
+  return teacher;
+}
+
 // ComputeLossCpu into memory of its own; fails the test where it writes past the end.
 inline Result Compute(const LossOptions& options, const LossInputs& inputs, int threads = 1) {
   Result result;

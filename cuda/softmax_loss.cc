@@ -51,7 +51,7 @@ class SoftmaxKernel {
         n_(work.inputs->classes),
         inverse_t_(1.0 / options_.temperature),
         top_k_(work) {
-    const size_t count = work.inputs->teachers.size();
+    const size_t count = work.teachers.size();
     squared_ = work.teach && options_.teacher_loss == LossOptions::kSquaredErrorLogits;
     matches_probabilities_ =
         work.teach && (options_.teacher_loss == LossOptions::kSoftCrossEntropy ||
@@ -97,8 +97,8 @@ class SoftmaxKernel {
   static RowSoftmax& Warm(Row* row) { return row->warm.empty() ? row->student[0] : row->warm[0]; }
 
   void WalkOne(int64_t r, Row* row) {
-    const absl::Span<const float* const> teachers = work_.inputs->teachers;
-    const float* z = row->z = work_.inputs->logits + r * n_;
+    const absl::Span<const float* const> teachers = work_.teachers;
+    const float* z = row->z = work_.logits + r * n_;
     row->label = work_.inputs->labels[r];
     RowSoftmax& student = row->student[0];
     student.Start(z, n_);
@@ -134,7 +134,7 @@ class SoftmaxKernel {
   void AverageTeachers(int64_t r) {
     const F32 d;
     const int64_t lanes = hn::Lanes(d);
-    const absl::Span<const float* const> teachers = work_.inputs->teachers;
+    const absl::Span<const float* const> teachers = work_.teachers;
     const V32 share = hn::Set(d, 1.0f / static_cast<float>(teachers.size()));
     for (int64_t i = 0; i < n_; i += lanes) {
       const int64_t count = HWY_MIN(lanes, n_ - i);
@@ -195,7 +195,7 @@ class SoftmaxKernel {
       case LossOptions::kKlStudentTeacher:
         return t2 * ReverseDivergence(row);
       case LossOptions::kSquaredErrorLogits:
-        return SquaredError(row->z, average_ ? mean_.get() : work_.inputs->teachers[0] + r * n_);
+        return SquaredError(row->z, average_ ? mean_.get() : work_.teachers[0] + r * n_);
     }
     return 0;
   }

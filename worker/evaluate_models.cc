@@ -36,8 +36,10 @@ class Tally {
                             (model.label_loss() == SOFTMAX_CROSS_ENTROPY ? 1 : model.num_outputs());
     LossOutputs outputs;
     if (differences) outputs.gradient = logits->As<float>().data();
-    CODISTILL_RETURN_IF_ERROR(
-        ComputeLossCpu(loss_options_, inputs, &outputs, job_.training().worker_threads()));
+    const absl::Status status =
+        ComputeLossCpu(loss_options_, inputs, &outputs, job_.training().worker_threads());
+    // A model that has diverged is evaluated too: to a loss that is not finite.
+    if (outputs.finite) CODISTILL_RETURN_IF_ERROR(status);
     loss_.Add(outputs.sums.label_loss_sum);
     correct_ += outputs.sums.correct;
     rows_ += batch.rows;

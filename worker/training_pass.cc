@@ -14,10 +14,10 @@ namespace codistill {
 
 absl::StatusOr<std::unique_ptr<TrainingPass>> TrainingPass::Create(Options options) {
   auto pass = std::unique_ptr<TrainingPass>(new TrainingPass(std::move(options)));
-  LossInputs none;
-  none.classes = pass->options_.job.model().num_outputs();
   CODISTILL_RETURN_IF_ERROR(
-      Annotate(ValidateLoss(pass->loss_options_, none), "model and codistillation"));
+      Annotate(ValidateLossOptions(pass->loss_options_, pass->options_.job.model().num_outputs(),
+                                   /*teach=*/false),
+               "model and codistillation"));
   return pass;
 }
 
@@ -74,10 +74,12 @@ absl::StatusOr<TrainingPass::Result> TrainingPass::ComputeLoss(
   inputs.logits = logits.values.As<float>().data();
   if (!step.batch.labels.empty()) inputs.labels = step.batch.labels.As<int64_t>().data();
   if (!step.batch.targets.empty()) inputs.targets = step.batch.targets.As<float>().data();
-  std::vector<const float*> teachers;
+  std::vector<DenseTeacher> teachers;
   std::vector<TopKTeacher> topk_teachers;
   if (predictions != nullptr) {
-    for (const Tensor& tensor : predictions->logits) teachers.push_back(tensor.As<float>().data());
+    for (const Tensor& tensor : predictions->logits) {
+      teachers.emplace_back().values = tensor.As<float>().data();
+    }
     for (const TopKPrediction& top_k : predictions->top_k) {
       topk_teachers.push_back(TopKTeacherOf(top_k));
     }
@@ -93,17 +95,19 @@ absl::StatusOr<TrainingPass::Result> TrainingPass::ComputeLoss(
   LossOutputs outputs;
   outputs.gradient = gradient_.As<float>().data();
   absl::Status status = ComputeLossCpu(loss_options_, inputs, &outputs, threads);
-  if ((!status.ok() || !outputs.finite) && inputs.teacher_weight > 0) {
+  if (!status.ok() && inputs.teacher_weight > 0) {
     // A teacher that has diverged, or names classes that make no distribution, must not take its
     // students along: the labels alone, if they can.
-    const std::string wrong =
-        status.ok() ? "predictions of a teacher are not finite" : std::string(status.message());
+    const std::string wrong(status.message());
     inputs.teacher_weight = 0;
     status = ComputeLossCpu(loss_options_, inputs, &outputs, threads);
-    LOG_IF(WARNING, status.ok() && outputs.finite)
-        << "step " << step.assignment.step() << ": " << wrong << "; left out";
+    LOG_IF(WARNING, status.ok()) << "step " << step.assignment.step() << ": " << wrong
+                                 << "; left out";
   }
-  if (!status.ok()) return Annotate(status, absl::StrCat("step ", step.assignment.step()));
+  // What is not finite is the leader's to reject, as it is in the gradient of any other worker.
+  if (!status.ok() && outputs.finite) {
+    return Annotate(status, absl::StrCat("step ", step.assignment.step()));
+  }
   return Result{outputs.sums, outputs.finite, inputs.teacher_weight > 0};
 }
 

@@ -28,7 +28,7 @@ constexpr int64_t kTopK = 64;
 struct Data {
   std::vector<float> logits, teacher, gradient;
   std::vector<int64_t> labels;
-  const float* teacher_pointer;
+  DenseTeacher dense;
   // The teacher's likeliest classes.
   std::vector<int32_t> index;
   std::vector<float> value, tail;
@@ -47,7 +47,7 @@ struct Data {
       }
     }
     for (int64_t& label : labels) label = static_cast<int64_t>(random.Below(kClasses));
-    teacher_pointer = teacher.data();
+    dense.values = teacher.data();
     for (int64_t r = 0; r < kRows; ++r) AddTopK(&teacher[r * kClasses]);
     top_k = {index.data(), value.data(), tail.data(), kTopK};
   }
@@ -74,7 +74,7 @@ struct Data {
     inputs.logits = logits.data();
     inputs.labels = labels.data();
     if (teach) {
-      inputs.teachers = absl::MakeConstSpan(&teacher_pointer, 1);
+      inputs.teachers = absl::MakeConstSpan(&dense, 1);
       inputs.teacher_weight = 1;
     }
     return inputs;

@@ -56,10 +56,10 @@ absl::StatusOr<std::vector<double>> PsiGradient(const LossOptions& options, Loss
   LossOutputs outputs;
   outputs.gradient = without.data();
   CODISTILL_RETURN_IF_ERROR(ComputeLossCpu(options, inputs, &outputs, 2));
-  const float* dense = nullptr;
+  DenseTeacher dense;
   TopKTeacher top_k;
   if (teacher.top_k.empty()) {
-    dense = teacher.logits.As<float>().data();
+    dense.values = teacher.logits.As<float>().data();
     inputs.teachers = absl::MakeConstSpan(&dense, 1);
   } else {
     top_k = TopKTeacherOf(teacher.top_k);
