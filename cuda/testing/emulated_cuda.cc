@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 
+#include <cstdarg>
 #include <cstdio>
 #include <cstdlib>
 #include <map>
@@ -125,10 +126,16 @@ void Report(const std::string& problem) {
   state.failed = true;
 }
 
-// Ends the launch from within a thread; does not return.
-void Fail(const std::string& problem) {
+// Ends the launch from within a thread; does not return, so that nothing that owns memory may be on
+// its stack. As printf.
+__attribute__((format(printf, 1, 2))) void Fail(const char* format, ...) {
   Thread* const thread = TheState().current;
-  Report(Describe(*thread) + ": " + problem);
+  char text[512];
+  va_list arguments;
+  va_start(arguments, format);
+  vsnprintf(text, sizeof(text), format, arguments);
+  va_end(arguments);
+  Report(Describe(*thread) + ": " + text);
   thread->ready = false;
   thread->waits_for = "the end";
   for (;;) thread->fibre.Leave();
@@ -255,7 +262,7 @@ WarpCall* Arrive(unsigned mask, uint64_t value, int from, Place place) {
   std::vector<WarpCall>& calls = block->calls[thread->warp];
   const unsigned bit = 1u << thread->lane;
   if ((mask & bit) == 0)
-    Fail("calls a warp function without itself in the mask, " + Describe(place));
+    Fail("calls a warp function without itself in the mask, %s:%d", place.file, place.line);
   // Lanes beyond the block do not exist.
   const size_t lanes = std::min<size_t>(32, block->threads.size() - 32 * size_t(thread->warp));
   if (lanes < 32) mask &= (1u << lanes) - 1;
@@ -271,8 +278,8 @@ WarpCall* Arrive(unsigned mask, uint64_t value, int from, Place place) {
     call->place = place;
   }
   if (call->place.line != place.line || strcmp(call->place.file, place.file) != 0) {
-    Fail("calls a warp function at " + Describe(place) + ", other lanes at " +
-         Describe(call->place));
+    Fail("calls a warp function at %s:%d, other lanes at %s:%d", place.file, place.line,
+         call->place.file, call->place.line);
   }
   call->arrived |= bit;
   call->values[thread->lane] = value;
@@ -342,7 +349,8 @@ int Barrier(bool value, Place place) {
     block->barrier = place;
     block->with_value = 0;
   } else if (block->barrier.line != place.line || strcmp(block->barrier.file, place.file) != 0) {
-    Fail("is at the barrier " + Describe(place) + ", others at " + Describe(block->barrier));
+    Fail("is at the barrier %s:%d, others at %s:%d", place.file, place.line, block->barrier.file,
+         block->barrier.line);
   }
   block->with_value += value ? 1 : 0;
   if (++block->arrived < block->threads.size()) {
@@ -365,8 +373,8 @@ uint64_t Shuffle(unsigned mask, uint64_t value, int from, Place place) {
   }
   for (int i = 0; i < 32; ++i) {
     if ((call->mask >> i & 1) != 0 && (call->mask >> call->from[i] & 1) == 0) {
-      Fail("is in a shuffle at " + Describe(place) + " in which lane " + std::to_string(i) +
-           " reads lane " + std::to_string(call->from[i]) + ", which is not in the mask");
+      Fail("is in a shuffle at %s:%d in which lane %d reads lane %d, which is not in the mask",
+           place.file, place.line, i, call->from[i]);
     }
   }
   Complete(call, [call](int i) { return call->values[call->from[i]]; });
