@@ -32,7 +32,8 @@ cuda_toolkit = rule(
 _ARCHITECTURES = [
     "arch=compute_80,code=sm_80",
     "arch=compute_90,code=sm_90",
-    "arch=compute_90,code=compute_90",
+    "arch=compute_100,code=sm_100",
+    "arch=compute_100,code=compute_100",
 ]
 
 # Incompatible unless --config=cuda: no platform has this constraint value.
