@@ -216,6 +216,7 @@ absl::Status Train(const JobConfig& job, int group, int index, Metrics* metrics,
   model_options.config = ForwardConfig(job.model());
   model_options.device = DeviceOf(job.groups(group), index);
   model_options.threads = job.training().worker_threads();
+  model_options.precision = job.training().precision();
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Model> model,
                              Model::Load(std::move(model_options)));
   progress->SetState("starting", "reading data");

@@ -122,6 +122,12 @@ INSTANTIATE_TEST_SUITE_P(
         {kGood,
          {"groups[0].devices=gpu"},
          "groups[0].devices[0]: unknown device (gpu); cpu would be right"},
+        {kGood, {"training.micro_batches=0"}, "training.micro_batches: too small (0); at least 1"},
+        {kGood,
+         {"training.micro_batches=3"},
+         "training.micro_batches: does not divide training.batch_size into equal parts (3 of 32); "
+         "a divisor of 32 would be right"},
+        {kText, {"training.micro_batches=16"}, "training.micro_batches: does not divide"},
         {kGood, {"groups[0].devices=cuda:-1"}, "groups[0].devices[0]: unknown device (cuda:-1)"},
         {kGood,
          {"groups[0].devices=cuda:0"},

@@ -244,6 +244,7 @@ void CheckTraining(const JobConfig& job, Mistakes* mistakes) {
   if (training.has_batch_size()) {
     mistakes->AtLeast("training.batch_size", training.batch_size(), 1);
   }
+  CheckCompute(job, mistakes);
   CheckOptimizer(training, mistakes);
   mistakes->Positive("training.rejoin_timeout_s", training.rejoin_timeout_s());
   mistakes->AtLeast("training.publish_every_steps", training.publish_every_steps(), 1);

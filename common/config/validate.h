@@ -67,6 +67,7 @@ void CheckData(const JobConfig& job, Mistakes* mistakes);             // validat
 void CheckModelInputs(const JobConfig& job, Mistakes* mistakes);      // against the data's batches
 void CheckEmbeddingTables(const JobConfig& job, Mistakes* mistakes);  // validate_embedding.cc
 void CheckMembership(const JobConfig& job, Mistakes* mistakes);       // validate_membership.cc
+void CheckCompute(const JobConfig& job, Mistakes* mistakes);          // validate_compute.cc
 void CheckTeachers(const JobConfig& job, Addresses* addresses,
                    Mistakes* mistakes);                                   // validate_teachers.cc
 void CheckPrediction(const JobConfig& job, Mistakes* mistakes);           // validate_prediction.cc

@@ -17,6 +17,7 @@
 #include "common/base/mutex.h"
 #include "common/base/status.h"
 #include "common/model/inputs.h"
+#include "common/model/mixed_precision.h"
 #include "common/model/module_tensors.h"
 #include "common/model/torch_support.h"
 
@@ -25,6 +26,7 @@ namespace {
 
 using internal::CatchTorch;
 using internal::FromTorch;
+using internal::MixedPrecision;
 using internal::ModuleTensors;
 using internal::ToTorch;
 
@@ -99,6 +101,11 @@ class TorchModel final : public Model {
   absl::StatusOr<PassResult> Run(torch::jit::Module* module,
                                  std::vector<torch::jit::IValue> arguments, int64_t batch,
                                  bool optimize) const;
+  // Run of our module as training computes it.
+  absl::StatusOr<PassResult> RunMixed(std::vector<torch::jit::IValue> arguments, int64_t batch) {
+    MixedPrecision mixed(options_.precision, at::Device(options_.device).type());
+    return Run(&module_, std::move(arguments), batch, /*optimize=*/false);
+  }
   static Logits ToLogits(const at::Tensor& logits) { return {FromTorch(logits), logits.size(0)}; }
   static void Return(const PassResult& result, States* states) {
     if (states == nullptr) return;
@@ -238,9 +245,9 @@ absl::StatusOr<Model::Logits> TorchModel::Forward(absl::Span<const Tensor> input
                         if (config().inputs(i).embedding_table().empty()) continue;
                         rows_[i] = arguments[i].toTensor().set_requires_grad(true);
                       }
-                      CODISTILL_ASSIGN_OR_RETURN(const PassResult result,
-                                                 Run(&module_, std::move(arguments),
-                                                     inputs[0].shape()[0], /*optimize=*/false));
+                      CODISTILL_ASSIGN_OR_RETURN(
+                          const PassResult result,
+                          RunMixed(std::move(arguments), inputs[0].shape()[0]));
                       CODISTILL_RETURN_IF_ERROR(tensors_.PutBuffersBack());
                       Return(result, states);
                       output_ = result.logits;
@@ -364,7 +371,10 @@ absl::Status TorchModel::CheckTrialPass() {
     return absl::InvalidArgumentError(Error(absl::StrCat(
         "forward() changes ", changed, " in eval mode; it may do so in training only")));
   }
-  return absl::OkStatus();
+  if (options_.precision == FP32) return absl::OkStatus();
+  return CatchTorch(absl::StatusCode::kInvalidArgument,
+                    Error("a trial pass in bfloat16 (training.precision: BF16) failed"),
+                    [&] { return RunMixed(seen, kBatch).status(); });
 }
 
 absl::Status TorchModel::CheckForward() {
@@ -440,6 +450,7 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(Options options) {
   if (access(options.archive.c_str(), R_OK) != 0) {
     return absl::NotFoundError(absl::StrCat(options.archive, ": no such archive, or not readable"));
   }
+  internal::AvoidBrokenBfloat16Kernels();
   internal::SetTorchThreads(options.threads);
   torch::jit::setGraphExecutorOptimize(false);
   CODISTILL_ASSIGN_OR_RETURN(

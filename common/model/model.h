@@ -29,6 +29,9 @@ class Model {
     ModelConfig config;
     std::string device = "cpu";
     int threads = 1;  // of libtorch in this process
+    // BF16: Forward and Backward compute in automatic mixed precision. Weights, gradients, states
+    // and running statistics are fp32 all the same, and Predict computes in fp32.
+    Precision precision = FP32;
     // Predict runs with the JIT's graph optimisation on, which makes a pass over few examples
     // cheaper. The archive is compiled for it while it loads; the bits of a pass may then differ
     // from those of a model without.
@@ -36,7 +39,7 @@ class Model {
   };
   // NOT_FOUND / DATA_LOSS name the file. INVALID_ARGUMENT: forward()'s arguments are not the job's
   // inputs and states (names both), or a trial pass on zeros does not give [rows, num_outputs]
-  // logits.
+  // logits, or fails in the precision that is asked for.
   static absl::StatusOr<std::unique_ptr<Model>> Load(Options options);
   virtual ~Model() = default;
 
