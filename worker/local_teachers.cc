@@ -362,6 +362,11 @@ class TurnTakingModel final : public Model {
     MutexLock lock(turn_);
     return model_->Backward(gradient, on_gradient);
   }
+  absl::Status Accumulate(const Tensor& gradient) override {
+    MutexLock lock(turn_);
+    return model_->Accumulate(gradient);
+  }
+  void ForgetGradients() override { model_->ForgetGradients(); }
   Tensor InputGradient(int index) const override { return model_->InputGradient(index); }
 
  private:

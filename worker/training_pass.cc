@@ -31,57 +31,104 @@ absl::StatusOr<TrainingPass::Result> TrainingPass::Run(const BatchPipeline::Step
                                                        Model::States* states,
                                                        const TakePredictions& take,
                                                        const BeginGradients& begin) {
-  CODISTILL_ASSIGN_OR_RETURN(Model::Logits logits, Forward(step, inputs, states));
-  if (options_.test_delay > absl::ZeroDuration()) absl::SleepFor(options_.test_delay);
-  CODISTILL_ASSIGN_OR_RETURN(const TeacherPredictions* const predictions, take());
-  CODISTILL_ASSIGN_OR_RETURN(const Result result, ComputeLoss(step, logits, predictions));
-  logits.values = Tensor();  // the graph keeps what the backward pass needs
-  CODISTILL_RETURN_IF_ERROR(options_.model->Backward(gradient_, begin()));
-  return result;
-}
-
-std::vector<Tensor> TrainingPass::InputGradients() const {
-  std::vector<Tensor> gradients;
-  for (int i = 0; i < options_.job.model().inputs_size(); ++i) {
-    gradients.push_back(options_.model->InputGradient(i));
+  const StudentBatch& batch = step.batch;
+  const ModelConfig& model = options_.job.model();
+  const std::vector<BatchPart> parts =
+      SplitBatch(batch.examples, batch.rows, options_.job.training().micro_batches());
+  // Of a step that came to nothing after some of its parts.
+  if (parts.size() > 1) options_.model->ForgetGradients();
+  input_gradients_.assign(inputs.size(), Tensor());
+  Result total;
+  Model::States states_after;
+  const TeacherPredictions* predictions = nullptr;
+  for (size_t p = 0; p < parts.size(); ++p) {
+    const BatchPart& part = parts[p];
+    std::vector<Tensor> part_inputs;
+    for (const Tensor& input : inputs) {
+      part_inputs.push_back(Slice(input, part.first, part.examples));
+    }
+    Model::States part_states = CutStates(model, *states, part);
+    CODISTILL_ASSIGN_OR_RETURN(Model::Logits logits,
+                               Forward(step, part, p, part_inputs, &part_states));
+    if (p == 0) {
+      if (options_.test_delay > absl::ZeroDuration()) absl::SleepFor(options_.test_delay);
+      CODISTILL_ASSIGN_OR_RETURN(predictions, take());
+    }
+    CODISTILL_ASSIGN_OR_RETURN(const Result loss, ComputeLoss(step, part, logits, predictions));
+    logits.values = Tensor();  // the graph keeps what the backward pass needs
+    if (p + 1 < parts.size()) {
+      CODISTILL_RETURN_IF_ERROR(options_.model->Accumulate(gradient_));
+    } else {
+      CODISTILL_RETURN_IF_ERROR(options_.model->Backward(gradient_, begin()));
+    }
+    total.sums.label_loss_sum += loss.sums.label_loss_sum;
+    total.sums.teacher_loss_sum += loss.sums.teacher_loss_sum;
+    total.sums.weight_sum += loss.sums.weight_sum;
+    total.sums.counted_rows += loss.sums.counted_rows;
+    total.sums.correct += loss.sums.correct;
+    total.finite = total.finite && loss.finite;
+    total.used_teacher = total.used_teacher || loss.used_teacher;
+    PutStates(model, part, part_states, batch.examples, &states_after);
+    for (size_t i = 0; i < inputs.size(); ++i) {
+      PutExamples(part, options_.model->InputGradient(static_cast<int>(i)), batch.examples,
+                  &input_gradients_[i]);
+    }
   }
-  return gradients;
+  *states = std::move(states_after);
+  return total;
 }
 
 absl::StatusOr<Model::Logits> TrainingPass::Forward(const BatchPipeline::Step& step,
+                                                    const BatchPart& part, uint64_t number,
                                                     const std::vector<Tensor>& inputs,
                                                     Model::States* states) {
-  const uint64_t seed =
-      Mix(options_.job.seed(), group_hash_, step.assignment.step(), options_.rank);
+  uint64_t seed = Mix(options_.job.seed(), group_hash_, step.assignment.step(), options_.rank);
+  if (number > 0) seed = Mix(seed, number);
   CODISTILL_ASSIGN_OR_RETURN(
       Model::Logits logits,
       options_.model->Forward(inputs, options_.job.model().states_size() > 0 ? states : nullptr,
                               seed));
-  if (logits.rows != step.batch.rows) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the model gives ", logits.rows, " rows of logits for a batch of ",
-                     step.batch.examples, " examples with ", step.batch.rows, " labels"));
+  const StudentBatch& batch = step.batch;
+  if (logits.rows * batch.examples != part.examples * batch.rows) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "the model gives ", logits.rows, " rows of logits for ",
+        part.examples == batch.examples ? "" : absl::StrCat(part.examples, " examples of "),
+        "a batch of ", batch.examples, " examples with ", batch.rows, " labels"));
   }
   return logits;
 }
 
+double TrainingPass::ShareOf(const StudentBatch& batch, const LossInputs& part) const {
+  if (part.rows == batch.rows) return 1;
+  LossInputs whole;
+  whole.rows = batch.rows;
+  if (!batch.labels.empty()) whole.labels = batch.labels.As<int64_t>().data();
+  const double weight = WeightOf(loss_options_, whole);
+  return weight > 0 ? WeightOf(loss_options_, part) / weight : 0;
+}
+
 absl::StatusOr<TrainingPass::Result> TrainingPass::ComputeLoss(
-    const BatchPipeline::Step& step, const Model::Logits& logits,
+    const BatchPipeline::Step& step, const BatchPart& part, const Model::Logits& logits,
     const TeacherPredictions* predictions) {
+  const StudentBatch& batch = step.batch;
   LossInputs inputs;
   inputs.rows = logits.rows;
   inputs.classes = options_.job.model().num_outputs();
   inputs.logits = logits.values.As<float>().data();
-  if (!step.batch.labels.empty()) inputs.labels = step.batch.labels.As<int64_t>().data();
-  if (!step.batch.targets.empty()) inputs.targets = step.batch.targets.As<float>().data();
+  const auto rows_of = [&part](const auto& all) { return Slice(all, part.first_row, part.rows); };
+  // Views, as long as what they are cut from.
+  const Tensor labels = rows_of(batch.labels), targets = rows_of(batch.targets);
+  if (!labels.empty()) inputs.labels = labels.As<int64_t>().data();
+  if (!targets.empty()) inputs.targets = targets.As<float>().data();
+  inputs.gradient_scale = ShareOf(batch, inputs);
   std::vector<DenseTeacher> teachers;
   std::vector<TopKTeacher> topk_teachers;
   if (predictions != nullptr) {
-    for (const Tensor& tensor : predictions->logits) {
-      teachers.emplace_back().values = tensor.As<float>().data();
+    for (const Tensor& all : predictions->logits) {
+      teachers.emplace_back().values = rows_of(all).As<float>().data();
     }
-    for (const TopKPrediction& top_k : predictions->top_k) {
-      topk_teachers.push_back(TopKTeacherOf(top_k));
+    for (const TopKPrediction& all : predictions->top_k) {
+      topk_teachers.push_back(TopKTeacherOf(rows_of(all)));
     }
   }
   inputs.teachers = teachers;

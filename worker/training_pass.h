@@ -13,6 +13,7 @@
 #include "common/tensor/tensor.h"
 #include "cuda/loss.h"
 #include "proto/job.pb.h"
+#include "worker/batch_part.h"
 #include "worker/batch_pipeline.h"
 #include "worker/teacher_source.h"
 
@@ -20,6 +21,12 @@ namespace codistill {
 
 // Forward pass, loss and backward pass of one step on the weights that are in the model. Used by
 // one thread.
+//
+// With training.micro_batches the batch is computed in so many parts, one after another, so that
+// the graph of a part is all that memory must hold. Their gradients are added up in the model and
+// leave during the backward pass of the last part; each part's loss counts by its share of the
+// batch, so that the sum is the gradient of the whole batch's mean. Each part has dropout of its
+// own, and batch norm sees the parts as batches.
 class TrainingPass {
  public:
   struct Options {
@@ -33,16 +40,16 @@ class TrainingPass {
   static absl::StatusOr<std::unique_ptr<TrainingPass>> Create(Options options);
 
   // What the teachers said of the batch; null = nothing, or they are not wanted. Called once, after
-  // the forward pass.
+  // the (first part's) forward pass.
   using TakePredictions = std::function<absl::StatusOr<const TeacherPredictions*>()>;
   // Says who takes the gradients. Called once, when the loss is known and its gradients are about
-  // to come.
+  // to come: after every forward pass, so that the model's buffers are those after the step.
   using BeginGradients = std::function<Model::OnGradient()>;
 
   struct Result {
     LossSums sums;
     bool finite = true;
-    bool used_teacher = false;
+    bool used_teacher = false;  // in a part at least
   };
   // `inputs`: those of forward(), with rows of embedding tables in their places. `states` (in and
   // out): recurrent state. Errors are of model, data or teachers: the step would fail again.
@@ -52,20 +59,26 @@ class TrainingPass {
 
   // After Run: gradients with respect to the inputs with an embedding table, by index in
   // model.inputs; empty for others.
-  std::vector<Tensor> InputGradients() const;
+  const std::vector<Tensor>& InputGradients() const { return input_gradients_; }
 
  private:
   explicit TrainingPass(Options options);
-  absl::StatusOr<Model::Logits> Forward(const BatchPipeline::Step& step,
-                                        const std::vector<Tensor>& inputs, Model::States* states);
-  // Fills gradient_. `predictions` may be null.
-  absl::StatusOr<Result> ComputeLoss(const BatchPipeline::Step& step, const Model::Logits& logits,
+  // `number` of the part, from 0, makes its dropout another one.
+  absl::StatusOr<Model::Logits> Forward(const BatchPipeline::Step& step, const BatchPart& part,
+                                        uint64_t number, const std::vector<Tensor>& inputs,
+                                        Model::States* states);
+  // Weight of the rows of a part in that of the whole batch.
+  double ShareOf(const StudentBatch& batch, const LossInputs& part) const;
+  // Fills gradient_. `predictions`, of the whole batch, may be null.
+  absl::StatusOr<Result> ComputeLoss(const BatchPipeline::Step& step, const BatchPart& part,
+                                     const Model::Logits& logits,
                                      const TeacherPredictions* predictions);
 
   const Options options_;
   const LossOptions loss_options_;
   const uint64_t group_hash_;
-  Tensor gradient_;  // with respect to the logits, reused
+  Tensor gradient_;  // with respect to the logits of a part, reused
+  std::vector<Tensor> input_gradients_;
 };
 
 }  // namespace codistill

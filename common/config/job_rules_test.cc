@@ -355,6 +355,9 @@ TEST(Rules, OfLabelsFollowTheLoss) {
               HasSubstr("codistillation.teacher_loss: needs probabilities"));
   job.mutable_codistillation()->set_teacher_loss(CodistillationConfig::SQUARED_ERROR_LOGITS);
   EXPECT_TRUE(ValidateJob(job).ok()) << ValidateJob(job);
+  job.mutable_training()->set_precision(BF16);
+  EXPECT_THAT(std::string(ValidateJob(job).message()),
+              HasSubstr("training.precision: too coarse for label_loss SQUARED_ERROR (BF16)"));
 
   JobConfig text = Good(kText);
   text.mutable_model()->set_label_loss(SIGMOID_CROSS_ENTROPY);

@@ -92,8 +92,8 @@ Pass Train(Model* model, absl::Span<const Tensor> inputs, const Model::States& s
 constexpr char kMlp[] = "inputs { name: 'x' shape: 24 } num_outputs: 5";
 
 std::string MlpFolder() {
-  static const std::string folder =
-      ExportForTest("m", "mlp", {"in_features=24", "hidden=48,32", "num_classes=5"});
+  static const std::string folder = ExportForTest(
+      "m", "mlp", {"in_features=24", "hidden=48,32", "num_classes=5", "activation=tanh"});
   return folder;
 }
 

@@ -71,7 +71,13 @@ class TorchModel final : public Model {
   absl::StatusOr<Logits> Predict(absl::Span<const Tensor> inputs, States* states) const override;
   absl::StatusOr<Logits> Forward(absl::Span<const Tensor> inputs, States* states,
                                  uint64_t seed) override;
-  absl::Status Backward(const Tensor& gradient, const OnGradient& on_gradient) override;
+  absl::Status Backward(const Tensor& gradient, const OnGradient& on_gradient) override {
+    return RunBackward(gradient, &on_gradient);
+  }
+  absl::Status Accumulate(const Tensor& gradient) override {
+    return RunBackward(gradient, nullptr);
+  }
+  void ForgetGradients() override;
   Tensor InputGradient(int index) const override {
     return static_cast<size_t>(index) < input_gradients_.size() ? input_gradients_[index]
                                                                 : Tensor();
@@ -112,7 +118,11 @@ class TorchModel final : public Model {
     states->resize(result.states.size());
     for (size_t i = 0; i < result.states.size(); ++i) (*states)[i] = FromTorch(result.states[i]);
   }
+  // Keeps the gradients of the parameters where `on_gradient` is null.
+  absl::Status RunBackward(const Tensor& gradient, const OnGradient* on_gradient);
   void HandOverAccumulated(int index);
+  // After a backward pass, for one that may not have come in it.
+  void FinishGradient(int index);
   void HandOver(int index, const at::Tensor& gradient);
   void TakeInputGradients();
 
@@ -255,7 +265,15 @@ absl::StatusOr<Model::Logits> TorchModel::Forward(absl::Span<const Tensor> input
                     });
 }
 
-absl::Status TorchModel::Backward(const Tensor& gradient, const OnGradient& on_gradient) {
+void TorchModel::ForgetGradients() {
+  for (int i = 0; i < tensors_.list().tensors_size(); ++i) {
+    if (tensors_.list().tensors(i).role() == TensorSpec::PARAMETER) {
+      tensors_.tensor(i).mutable_grad() = at::Tensor();
+    }
+  }
+}
+
+absl::Status TorchModel::RunBackward(const Tensor& gradient, const OnGradient* on_gradient) {
   if (!output_.defined()) {
     return absl::FailedPreconditionError("Backward without a Forward before it");
   }
@@ -265,7 +283,7 @@ absl::Status TorchModel::Backward(const Tensor& gradient, const OnGradient& on_g
         ShapeString(gradient.shape()), "; it must be FP32 ", ShapeString(output_.sizes().vec())));
   }
   const at::Tensor output = std::exchange(output_, at::Tensor());
-  on_gradient_ = &on_gradient;
+  on_gradient_ = on_gradient;
   root_ = gradient.data();
   std::fill(handed_over_.begin(), handed_over_.end(), false);
   absl::Status status =
@@ -274,9 +292,7 @@ absl::Status TorchModel::Backward(const Tensor& gradient, const OnGradient& on_g
           torch::autograd::backward({output}, {ToTorch(gradient)});
         }
         for (int i = 0; i < tensors_.list().tensors_size(); ++i) {
-          if (tensors_.list().tensors(i).role() == TensorSpec::PARAMETER && !handed_over_[i]) {
-            HandOver(i, at::zeros_like(tensors_.tensor(i), at::MemoryFormat::Contiguous));
-          }
+          if (tensors_.list().tensors(i).role() == TensorSpec::PARAMETER) FinishGradient(i);
         }
         TakeInputGradients();
         return absl::OkStatus();
@@ -301,9 +317,29 @@ void TorchModel::TakeInputGradients() {
 
 void TorchModel::HandOverAccumulated(int index) {
   at::Tensor& slot = tensors_.tensor(index).mutable_grad();
+  if (on_gradient_ == nullptr) return;  // kept for the next part
   // Taken rather than copied: the next pass starts from nothing.
   const at::Tensor gradient = std::exchange(slot, at::Tensor());
-  if (on_gradient_ != nullptr && gradient.defined()) HandOver(index, gradient);
+  if (gradient.defined()) HandOver(index, gradient);
+}
+
+void TorchModel::FinishGradient(int index) {
+  at::Tensor& slot = tensors_.tensor(index).mutable_grad();
+  if (on_gradient_ == nullptr) {
+    if (!slot.defined()) return;
+    // The next part is added in place, so nobody else may have this memory: neither another
+    // gradient nor the caller, who owns what the pass began with.
+    if (slot.is_sparse() || slot.storage().use_count() > 1 || slot.storage().data() == root_) {
+      slot = slot.clone();
+    }
+    return;
+  }
+  if (handed_over_[index]) return;
+  // One that only earlier parts depend on has been kept.
+  const at::Tensor kept = std::exchange(slot, at::Tensor());
+  HandOver(index, kept.defined()
+                      ? kept
+                      : at::zeros_like(tensors_.tensor(index), at::MemoryFormat::Contiguous));
 }
 
 void TorchModel::HandOver(int index, const at::Tensor& gradient) {

@@ -85,9 +85,17 @@ class Model {
   // for each Forward.
   virtual absl::Status Backward(const Tensor& gradient, const OnGradient& on_gradient) = 0;
 
-  // After Backward: its gradient with respect to input `index` of that Forward, FP32 of the input's
-  // shape, zeros where the logits do not depend on it. Only for inputs with an embedding_table;
-  // empty for others. Valid until the next Forward.
+  // As Backward, but nobody is given the gradients of the parameters: they are kept, and the next
+  // Accumulate or Backward adds its own to them, in place. For a batch that is computed in parts.
+  virtual absl::Status Accumulate(const Tensor& /*gradient*/) {
+    return absl::UnimplementedError("this model is not trained in parts");
+  }
+  // Forgets what Accumulate has kept, where the parts have come to nothing.
+  virtual void ForgetGradients() {}
+
+  // After Backward or Accumulate: its gradient with respect to input `index` of that Forward, FP32
+  // of the input's shape, zeros where the logits do not depend on it. Only for inputs with an
+  // embedding_table; empty for others. Valid until the next Forward.
   virtual Tensor InputGradient(int /*index*/) const { return Tensor(); }
 
  protected:

@@ -74,21 +74,35 @@ absl::StatusOr<Model::Logits> LinearModel::Forward(absl::Span<const Tensor> inpu
   return Run(x_, states);
 }
 
-absl::Status LinearModel::Backward(const Tensor& gradient, const OnGradient& on_gradient) {
+std::vector<Tensor> LinearModel::Gradients(const Tensor& gradient) {
   const int64_t rows = x_.shape()[0];
-  Tensor dw = Tensor::Zeros(DT_FLOAT, {inputs_, outputs_});
-  Tensor db = Tensor::Zeros(DT_FLOAT, {outputs_});
+  std::vector<Tensor> sums = std::move(kept_);
+  kept_.clear();
+  if (sums.empty()) {
+    sums = {Tensor::Zeros(DT_FLOAT, {inputs_, outputs_}), Tensor::Zeros(DT_FLOAT, {outputs_})};
+  }
+  const absl::Span<float> dw = sums[0].As<float>(), db = sums[1].As<float>();
   const absl::Span<const float> g = gradient.As<float>();
   for (int64_t r = 0; r < rows; ++r) {
     for (int64_t o = 0; o < outputs_; ++o) {
-      db.As<float>()[o] += g[r * outputs_ + o];
+      db[o] += g[r * outputs_ + o];
       for (int64_t i = 0; i < inputs_; ++i) {
-        dw.As<float>()[i * outputs_ + o] += x_.As<float>()[r * inputs_ + i] * g[r * outputs_ + o];
+        dw[i * outputs_ + o] += x_.As<float>()[r * inputs_ + i] * g[r * outputs_ + o];
       }
     }
   }
-  on_gradient(1, db.As<float>().data(), db.owner());
-  on_gradient(0, dw.As<float>().data(), dw.owner());
+  return sums;
+}
+
+absl::Status LinearModel::Backward(const Tensor& gradient, const OnGradient& on_gradient) {
+  const std::vector<Tensor> sums = Gradients(gradient);
+  on_gradient(1, sums[1].As<float>().data(), sums[1].owner());
+  on_gradient(0, sums[0].As<float>().data(), sums[0].owner());
+  return absl::OkStatus();
+}
+
+absl::Status LinearModel::Accumulate(const Tensor& gradient) {
+  kept_ = Gradients(gradient);
   return absl::OkStatus();
 }
 

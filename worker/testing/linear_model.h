@@ -23,6 +23,8 @@ class LinearModel : public Model {
   absl::StatusOr<Logits> Forward(absl::Span<const Tensor> inputs, States* states,
                                  uint64_t seed) override;
   absl::Status Backward(const Tensor& gradient, const OnGradient& on_gradient) override;
+  absl::Status Accumulate(const Tensor& gradient) override;
+  void ForgetGradients() override { kept_.clear(); }
 
   // What Forward was given, call by call.
   const std::vector<uint64_t>& seeds() const { return seeds_; }
@@ -30,6 +32,8 @@ class LinearModel : public Model {
 
  private:
   absl::StatusOr<Logits> Run(const Tensor& x, States* states) const;
+  // Of "w" and "b", those kept included.
+  std::vector<Tensor> Gradients(const Tensor& gradient);
 
   const int64_t inputs_;
   const int64_t outputs_;
@@ -38,7 +42,8 @@ class LinearModel : public Model {
   TensorList tensors_;
   std::vector<Tensor> memory_;
   std::vector<TensorView> views_;
-  Tensor x_;  // of the last Forward
+  Tensor x_;                  // of the last Forward
+  std::vector<Tensor> kept_;  // by Accumulate; none, or as Gradients
   std::vector<uint64_t> seeds_;
   std::vector<float> first_states_;
 };
