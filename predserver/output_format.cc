@@ -9,21 +9,19 @@
 #include "common/tensor/bfloat16.h"
 #include "common/tensor/float16.h"
 #include "common/tensor/int8_rows.h"
+#include "cuda/row_topk.h"
 #include "predserver/row_outputs.h"
 
 namespace codistill {
 namespace {
 
-using internal::ProbabilityTarget;
-
-ProbabilityTarget TargetOf(Tensor* tensor) {
-  ProbabilityTarget target;
-  target.type = tensor->dtype() == DT_HALF       ? ProbabilityTarget::kHalf
-                : tensor->dtype() == DT_BFLOAT16 ? ProbabilityTarget::kBfloat16
-                                                 : ProbabilityTarget::kFloat;
-  target.data = tensor->data();
-  return target;
+NumberFormat FormatOf(DataType dtype) {
+  return dtype == DT_HALF       ? NumberFormat::kFloat16
+         : dtype == DT_BFLOAT16 ? NumberFormat::kBfloat16
+                                : NumberFormat::kFloat32;
 }
+
+NumberTarget TargetOf(Tensor* tensor) { return {tensor->data(), FormatOf(tensor->dtype())}; }
 
 class Formatter {
  public:
@@ -110,17 +108,26 @@ class Formatter {
   }
 
   absl::Status AddTopK() {
-    const int64_t k = format_.top_k;
-    int32_t* index = nullptr;
-    ProbabilityTarget value;
-    float* tail = nullptr;
+    RowTopKInputs inputs;
+    inputs.logits = from_;
+    inputs.rows = rows_;
+    inputs.classes = columns_;
+    inputs.temperature = format_.temperature;
+    inputs.k = format_.top_k;
+    RowTopKOutputs to;
     if (plan_.want_top_k_index) {
-      index = Add(kTopKIndexOutput, DT_INT32, {rows_, k})->As<int32_t>().data();
+      to.index = Add(kTopKIndexOutput, DT_INT32, {rows_, inputs.k})->As<int32_t>().data();
     }
-    if (plan_.want_top_k_value) value = TargetOf(Add(kTopKValueOutput, format_.dtype, {rows_, k}));
-    if (plan_.want_tail_mass) tail = Add(kTailMassOutput, DT_FLOAT, {rows_})->As<float>().data();
-    return NotFinite(
-        internal::TopKRows(from_, rows_, columns_, format_.temperature, k, index, value, tail));
+    if (plan_.want_top_k_value) {
+      to.value = Add(kTopKValueOutput, format_.dtype, {rows_, inputs.k})->data();
+      to.value_format = FormatOf(format_.dtype);
+    }
+    if (plan_.want_tail_mass) {
+      to.tail = Add(kTailMassOutput, DT_FLOAT, {rows_})->As<float>().data();
+    }
+    int64_t not_finite_row = -1;
+    const absl::Status status = RowTopKCpu(inputs, to, 1, &not_finite_row);
+    return not_finite_row < 0 ? status : NotFinite(not_finite_row);
   }
 
   const Tensor& logits_;

@@ -10,7 +10,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "common/base/status.h"
-#include "common/client/sum_of_squares.h"
+#include "common/tensor/sum_of_squares.h"
 
 namespace codistill {
 namespace {

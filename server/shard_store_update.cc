@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "common/base/parallel.h"
-#include "common/client/sum_of_squares.h"
+#include "common/tensor/sum_of_squares.h"
 #include "server/buffer_average.h"
 #include "server/shard_store.h"
 

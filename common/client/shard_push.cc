@@ -11,10 +11,10 @@
 #include "common/base/executor.h"
 #include "common/base/fault.h"
 #include "common/base/status.h"
-#include "common/client/sum_of_squares.h"
 #include "common/rpc/bulk_stream.h"
 #include "common/rpc/frame.h"
 #include "common/tensor/float16.h"
+#include "common/tensor/sum_of_squares.h"
 
 namespace codistill {
 namespace {

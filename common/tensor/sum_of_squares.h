@@ -1,5 +1,5 @@
-#ifndef CODISTILL_COMMON_CLIENT_SUM_OF_SQUARES_H_
-#define CODISTILL_COMMON_CLIENT_SUM_OF_SQUARES_H_
+#ifndef CODISTILL_COMMON_TENSOR_SUM_OF_SQUARES_H_
+#define CODISTILL_COMMON_TENSOR_SUM_OF_SQUARES_H_
 
 #include <cstdint>
 
@@ -11,4 +11,4 @@ double SumOfSquares(const float* values, int64_t n);
 
 }  // namespace codistill
 
-#endif  // CODISTILL_COMMON_CLIENT_SUM_OF_SQUARES_H_
+#endif  // CODISTILL_COMMON_TENSOR_SUM_OF_SQUARES_H_

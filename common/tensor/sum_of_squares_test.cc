@@ -1,4 +1,4 @@
-#include "common/client/sum_of_squares.h"
+#include "common/tensor/sum_of_squares.h"
 
 #include <cmath>
 #include <limits>

@@ -1,9 +1,9 @@
-#include "common/client/sum_of_squares.h"
+#include "common/tensor/sum_of_squares.h"
 
 // The sets between these bring nothing here.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_AVX3_DL)
 #undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "common/client/sum_of_squares.cc"
+#define HWY_TARGET_INCLUDE "common/tensor/sum_of_squares.cc"
 #include "hwy/foreach_target.h"
 // foreach_target.h must come first.
 #include "hwy/cache_control.h"
