@@ -144,6 +144,10 @@ std::vector<std::string> Fleet::CommandLine(const FleetMember& member) const {
     argv.push_back(absl::StrCat("--teacher=", options_.job.teachers(member.teacher).name()));
   }
   argv.push_back(absl::StrCat("--ready_file=", ReadyFile(member)));
+  if (options_.trace) {
+    argv.push_back(
+        absl::StrCat("--trace=", options_.directory.traces(), "/", member.name, ".json"));
+  }
   argv.insert(argv.end(), options_.flags.begin(), options_.flags.end());
   const auto flags = options_.flags_of.find(member.name);
   if (flags != options_.flags_of.end()) {
@@ -229,6 +233,9 @@ absl::Status Fleet::Start() {
   using Role = FleetMember::Role;
   for (const std::string& dir : {options_.directory.logs(), options_.directory.ready()}) {
     CODISTILL_RETURN_IF_ERROR(FileSystem::Real()->MakeDirs(dir));
+  }
+  if (options_.trace) {
+    CODISTILL_RETURN_IF_ERROR(FileSystem::Real()->MakeDirs(options_.directory.traces()));
   }
   CODISTILL_RETURN_IF_ERROR(Launch(Role::kShard, /*leaders=*/false));
   CODISTILL_RETURN_IF_ERROR(Launch(Role::kShard, /*leaders=*/true));

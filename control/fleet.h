@@ -30,6 +30,7 @@ struct RunDirectory {
   std::string models() const { return root + "/model"; }
   std::string checkpoints() const { return root + "/checkpoints"; }
   std::string logs() const { return root + "/logs"; }
+  std::string traces() const { return root + "/trace"; }
   std::string ready() const { return root + "/run"; }
   std::string evaluation() const { return root + "/run/evaluation.json"; }
   std::string summary() const { return root + "/summary.json"; }
@@ -66,8 +67,10 @@ class Fleet {
     std::string data_dir;
     BinaryPaths binaries;
     std::vector<std::string> flags;  // further ones, for every daemon
-    bool restart = false;            // start a daemon again that a signal killed
-    int max_restarts = 20;           // of one daemon
+    // Every daemon writes what it did when to NAME.json in the directory of traces.
+    bool trace = false;
+    bool restart = false;   // start a daemon again that a signal killed
+    int max_restarts = 20;  // of one daemon
     absl::Duration ready_timeout = absl::Seconds(120);
     // Further flags of single daemons, by name.
     std::map<std::string, std::vector<std::string>> flags_of;

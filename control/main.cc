@@ -21,6 +21,8 @@
 
 ABSL_FLAG(std::string, out, "", "run: directory for everything the run writes");
 ABSL_FLAG(bool, resume, false, "run: continue the run in --out from its last checkpoint");
+ABSL_FLAG(bool, trace, false,
+          "run: every daemon writes what it did when to OUT/trace (Chrome trace format)");
 ABSL_FLAG(bool, restart, false, "run: start a daemon again that a signal killed");
 ABSL_FLAG(std::string, data_dir, ".", "run: where the job's data files are");
 ABSL_FLAG(std::string, teachers_dir, "",
@@ -44,7 +46,8 @@ constexpr char kUsage[] =
     R"(codistillctl COMMAND ...
 
   run JOB --out DIR [--data_dir D] [--teachers_dir T] [--resume] [--restart]
-          [--set field.path=value]... [--steps N] [--timeout S] [--json]
+          [--set field.path=value]... [--steps N] [--timeout S] [--trace]
+          [--json]
                         run a whole job on this machine; ends with DIR/summary.json
   validate JOB [--set field.path=value]... [--json]
                         check a job file; every mistake is reported at once
@@ -83,8 +86,8 @@ int Usage(const std::string& problem) {
 // A flag of this program (not of the libraries in it); null if there is none of that name.
 absl::CommandLineFlag* OwnFlag(const std::string& name) {
   static const std::set<std::string> kNames = {
-      "out",      "resume", "restart", "data_dir", "steps",  "json",    "timeout",
-      "exporter", "python", "group",   "step",     "shards", "archive", "teachers_dir"};
+      "out",    "resume", "restart", "data_dir", "steps",   "json",         "timeout", "exporter",
+      "python", "group",  "step",    "shards",   "archive", "teachers_dir", "trace"};
   return kNames.count(name) > 0 ? absl::FindCommandLineFlag(name) : nullptr;
 }
 
@@ -342,6 +345,7 @@ int Main(int argc, char** argv) {
   options.teachers_dir = absl::GetFlag(FLAGS_teachers_dir);
   options.resume = absl::GetFlag(FLAGS_resume);
   options.restart = absl::GetFlag(FLAGS_restart);
+  options.trace = absl::GetFlag(FLAGS_trace);
   options.json = absl::GetFlag(FLAGS_json);
   options.sets = sets;
   options.steps = absl::GetFlag(FLAGS_steps);

@@ -241,6 +241,7 @@ absl::Status Run::Execute() {
   fleet_options.data_dir = AbsolutePath(options_.data_dir);
   fleet_options.binaries = BinaryPaths::Find();
   fleet_options.restart = options_.restart;
+  fleet_options.trace = options_.trace;
   fleet_options.cancelled = Interrupted;
   fleet_options.say = [this](const std::string& line) { display_.Say(line); };
   Fleet fleet(std::move(fleet_options));

@@ -19,6 +19,7 @@ struct RunOptions {
   bool resume = false;
   bool restart = false;
   bool json = false;
+  bool trace = false;             // of every daemon, in OUT/trace
   std::vector<std::string> sets;  // "field.path=value"
   int64_t steps = 0;              // > 0 overrides stop.steps
   absl::Duration timeout = absl::InfiniteDuration();

@@ -6,6 +6,7 @@
 #include "absl/time/clock.h"
 #include "common/base/executor.h"
 #include "common/base/random.h"
+#include "common/base/trace.h"
 #include "common/config/embedding.h"
 
 namespace codistill {
@@ -137,9 +138,12 @@ void BatchPipeline::FetchAssignments() {
   request.set_max_assignments(options_.ahead + 1);
   request.set_completed_step(completed_);
   mu_.Unlock();
+  TraceSpan span("assignment", "assignments");
+  span.Arg("first_step", request.first_step());
   const absl::Time start = absl::Now();
   absl::StatusOr<GetAssignmentsReply> reply =
       options_.leader->GetAssignments(std::move(request), start + kAssignmentWait);
+  span.End();
   mu_.Lock();
   if (session != session_ || stopping_) return;
   const bool nothing = reply.ok() ? reply->assignments().empty() && !reply->finished()
@@ -180,6 +184,8 @@ void BatchPipeline::BuildBatch() {
   assignments_.pop_front();
   mu_.Unlock();
   const Assignment& assignment = step->assignment;
+  TraceSpan span("batch", "batch");
+  span.Arg("step", assignment.step()).Arg("examples", assignment.num_examples());
   absl::StatusOr<StudentBatch> batch =
       options_.batches->Build(assignment.first_example(), assignment.num_examples());
   if (batch.ok()) {
@@ -192,6 +198,7 @@ void BatchPipeline::BuildBatch() {
   } else {
     step->data_error = batch.status();
   }
+  span.End();
   mu_.Lock();
   if (session != session_ || stopping_ || assignment.step() < skip_before_) return;
   if (!step->data_error.ok()) {

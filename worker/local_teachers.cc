@@ -11,6 +11,7 @@
 #include "absl/time/clock.h"
 #include "common/base/executor.h"
 #include "common/base/status.h"
+#include "common/base/trace.h"
 #include "common/config/schedule.h"
 #include "glog/logging.h"
 #include "worker/announced_batches.h"
@@ -309,6 +310,8 @@ class LocalTeachersImpl final : public LocalTeachers {
         // Its group went on while the student had the threads.
         CODISTILL_ASSIGN_OR_RETURN(snapshot, Weights(index, &staleness));
       }
+      TraceSpan span("teacher", "teacher pass");
+      span.Arg("step", batch.step).Text("teacher", options_.teachers[index].name);
       const absl::Time start = absl::Now();
       logits = snapshot->model->Predict(batch.inputs, recurrent_ ? states : nullptr);
       if (seconds_[index] != nullptr) {

@@ -13,6 +13,7 @@
 #include "absl/time/clock.h"
 #include "common/base/executor.h"
 #include "common/base/mutex.h"
+#include "common/base/trace.h"
 #include "common/config/schedule.h"
 #include "glog/logging.h"
 #include "worker/announced_batches.h"
@@ -29,6 +30,7 @@ struct Attempt {
   bool hedge = false;      // another one was under way
   bool cancelled = false;  // by us: nobody wants the answer
   std::shared_ptr<InferenceChannel::Call> call;
+  int64_t traced_since = 0;  // 0 = not traced
 };
 
 // One batch's question to one teacher.
@@ -122,7 +124,9 @@ class TeacherClientImpl : public TeacherClient {
     current_step_ = batch.step;
     PassOlderThan(batch);
     const std::shared_ptr<Entry> entry = FindOrAdd(batch);
-    if (wait_ > absl::ZeroDuration()) {
+    if (wait_ > absl::ZeroDuration() && !AllAnswered(*entry)) {
+      TraceSpan span("teacher wait", "teacher wait");
+      span.Arg("step", batch.step);
       const absl::Time deadline = absl::Now() + wait_;
       while (!AllAnswered(*entry) && !stop_waiting_ && !entry->abandoned) {
         if (changed_.WaitWithDeadline(&mu_, deadline) || absl::Now() >= deadline) break;
@@ -257,6 +261,7 @@ class TeacherClientImpl : public TeacherClient {
     auto attempt = std::make_shared<Attempt>();
     attempt->server = server;
     attempt->sent = absl::Now();
+    if (TraceRecorder::on()) attempt->traced_since = TraceNow();
     attempt->hedge = entry->questions[index].in_flight();
     entry->questions[index].attempts.push_back(attempt);
     teacher.endpoints.Sent(server);
@@ -271,6 +276,21 @@ class TeacherClientImpl : public TeacherClient {
                       });
   }
 
+  static void TraceAttempt(const TeacherState& teacher, const Entry& entry, const Attempt& attempt,
+                           bool answered) {
+    TraceEvent event;
+    event.category = "teacher";
+    event.name = answered ? "teacher request" : "teacher request without an answer";
+    event.track = "teachers";
+    event.begin_ns = attempt.traced_since;
+    event.duration_ns = TraceNow() - attempt.traced_since;
+    event.AddArg("step", entry.batch->step);
+    event.AddArg("examples", entry.batch->examples);
+    event.AddArg("server", attempt.server);
+    event.SetText("teacher", teacher.name);
+    TraceRecorder::Global().Record(event);
+  }
+
   // On the channel's thread.
   void OnAnswer(size_t index, const std::shared_ptr<Entry>& entry,
                 const std::shared_ptr<Attempt>& attempt, absl::StatusOr<InferenceAnswer> answer) {
@@ -279,6 +299,7 @@ class TeacherClientImpl : public TeacherClient {
     TeacherState& teacher = teachers_[index];
     Question& question = entry->questions[index];
     attempt->call = nullptr;
+    if (attempt->traced_since > 0) TraceAttempt(teacher, *entry, *attempt, answer.ok());
     question.attempts.erase(
         std::remove(question.attempts.begin(), question.attempts.end(), attempt),
         question.attempts.end());

@@ -11,6 +11,7 @@
 #include "common/base/executor.h"
 #include "common/base/fault.h"
 #include "common/base/status.h"
+#include "common/base/trace.h"
 #include "common/rpc/bulk_stream.h"
 #include "common/rpc/frame.h"
 #include "common/tensor/float16.h"
@@ -91,6 +92,8 @@ void ShardPush::Run(std::shared_ptr<BulkChannel> channel, const PushBegin& begin
 }
 
 absl::Status ShardPush::Send(BulkStream* stream, const PushBegin& begin) {
+  TraceSpan whole("push stream", "push shard", "push");
+  whole.Arg("step", begin.step()).Arg("shard", shard_);
   FrameHeader header;
   *header.mutable_begin() = begin;
   if (!Write(stream, header, {})) return ReadReply(stream);
@@ -135,6 +138,8 @@ absl::Status ShardPush::Send(BulkStream* stream, const PushBegin& begin) {
   }
   // A shard that applies pushes as they come must not take half of one that another refuses.
   verdict_->Add(shard_, not_finite_tensor_, squared_norm_);
+  TraceSpan decision("decision", "decision", "push decision");
+  decision.Arg("step", begin.step()).Arg("shard", shard_);
   const absl::StatusOr<std::string> not_finite = verdict_->Await(deadline_);
   if (!not_finite.ok()) {
     stream->Cancel();
@@ -174,6 +179,13 @@ PayloadRef ShardPush::Halve(const Part& part) {
 }
 
 bool ShardPush::Write(BulkStream* stream, const FrameHeader& header, absl::Span<const Part> parts) {
+  TraceSpan span("push", "push frame", "push frames");
+  if (parts.empty()) {
+    span.Drop();
+  } else {
+    span.Arg("shard", shard_).Arg("tensors", static_cast<int64_t>(parts.size()));
+    span.Text("tensor", parts[0].name);
+  }
   TensorFrame frame;
   *frame.mutable_header() = header;
   std::vector<PayloadRef> payloads;
@@ -196,6 +208,7 @@ bool ShardPush::Write(BulkStream* stream, const FrameHeader& header, absl::Span<
   grpc::ByteBuffer message = payloads.empty() ? EncodeWithPayload(frame, kPayload, {})
                                               : EncodeWithParts(frame, kPayload, payloads);
   bytes_.fetch_add(message.Length(), std::memory_order_relaxed);
+  span.Arg("bytes", static_cast<int64_t>(message.Length()));
   return stream->Write(std::move(message));
 }
 

@@ -20,6 +20,7 @@
 #include "common/base/file.h"
 #include "common/base/mutex.h"
 #include "common/base/status.h"
+#include "common/base/trace.h"
 #include "common/daemon/control_service.h"
 #include "common/daemon/fault_service.h"
 #include "common/daemon/flags.h"
@@ -41,6 +42,11 @@ constexpr absl::Duration kCallsGrace = absl::Seconds(3);
 // For what cannot be broken off: calls that ignore cancellation, a drain hook past its time.
 constexpr absl::Duration kShutdownLimit = absl::Seconds(15);
 
+void WriteTrace() {
+  const absl::Status status = TraceRecorder::Global().Write();
+  LOG_IF(ERROR, !status.ok()) << status;
+}
+
 class DaemonImpl : public Daemon {
  public:
   explicit DaemonImpl(Options options) : options_(std::move(options)), started_(absl::Now()) {}
@@ -54,6 +60,10 @@ class DaemonImpl : public Daemon {
   }
 
   absl::Status Listen() {
+    TraceRecorder::Global().SetProcess(
+        options_.group.empty()
+            ? options_.kind
+            : absl::StrCat(options_.kind, " ", options_.group, ".", options_.index));
     CODISTILL_ASSIGN_OR_RETURN(
         const std::string address,
         internal::ChooseAddress(options_.address, absl::GetFlag(FLAGS_port)));
@@ -121,6 +131,7 @@ class DaemonImpl : public Daemon {
       status = stop_status_;
     }
     if (status.ok()) status = Drain();
+    WriteTrace();  // now, in case that somebody does not wait for the rest
     Shutdown();
     LOG(INFO) << options_.kind << " ended: " << status;
     return status;
@@ -291,6 +302,9 @@ std::vector<std::string> InitDaemon(int argc, char** argv, const std::string& us
   if (!logging.log_dir.empty()) FLAGS_log_dir = logging.log_dir;
   if (!google::IsGoogleLoggingInitialized()) google::InitGoogleLogging(argv[0]);
 
+  if (!absl::GetFlag(FLAGS_trace).empty()) {
+    TraceRecorder::Global().Start(BaseName(argv[0]), absl::GetFlag(FLAGS_trace));
+  }
   AllowSharedMemory(absl::GetFlag(FLAGS_shared_memory));
   if (absl::GetFlag(FLAGS_allow_fault_injection)) {
     // Before the first channel is made: those made earlier would know no faults.
@@ -304,6 +318,7 @@ std::vector<std::string> InitDaemon(int argc, char** argv, const std::string& us
 }
 
 int ExitCode(const std::string& kind, const absl::Status& status) {
+  WriteTrace();
   if (status.ok()) return 0;
   LOG(ERROR) << kind << ": " << status;
   google::FlushLogFiles(google::INFO);

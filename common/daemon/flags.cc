@@ -24,6 +24,10 @@ ABSL_FLAG(bool, shared_memory, true,
 ABSL_FLAG(double, drain_timeout_s, 20,
           "Seconds a drain may take before the daemon gives up and exits with an error.");
 
+ABSL_FLAG(std::string, trace, "",
+          "Keep a record of what this daemon does when, and write it to this file when it ends: "
+          "Chrome trace format, for chrome://tracing, ui.perfetto.dev or deploy/trace_summary.py.");
+
 ABSL_FLAG(bool, allow_fault_injection, false,
           "For tests: let whoever reaches this daemon make its calls fail and kill it.");
 ABSL_FLAG(std::string, fault_plan, "",

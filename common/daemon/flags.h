@@ -15,6 +15,7 @@ ABSL_DECLARE_FLAG(std::string, ready_file);
 ABSL_DECLARE_FLAG(bool, insecure_listen);
 ABSL_DECLARE_FLAG(bool, shared_memory);
 ABSL_DECLARE_FLAG(double, drain_timeout_s);
+ABSL_DECLARE_FLAG(std::string, trace);
 ABSL_DECLARE_FLAG(bool, allow_fault_injection);
 ABSL_DECLARE_FLAG(std::string, fault_plan);
 
