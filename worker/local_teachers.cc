@@ -352,6 +352,12 @@ class TurnTakingModel final : public Model {
 
   const TensorList& tensors() const override { return model_->tensors(); }
   absl::Span<const TensorView> storage() const override { return model_->storage(); }
+  int weight_sets() const override { return model_->weight_sets(); }
+  absl::Span<const TensorView> storage(int set) const override { return model_->storage(set); }
+  absl::Status UseWeights(int set) override {
+    MutexLock lock(turn_);
+    return model_->UseWeights(set);
+  }
   absl::StatusOr<Logits> Predict(absl::Span<const Tensor> inputs, States* states) const override {
     MutexLock lock(turn_);
     return model_->Predict(inputs, states);

@@ -9,6 +9,7 @@
 #include "absl/time/clock.h"
 #include "common/base/fault.h"
 #include "common/base/status.h"
+#include "common/base/trace.h"
 #include "common/config/schedule.h"
 #include "common/model/row_batch.h"
 
@@ -74,11 +75,15 @@ StepComputer::Result StepComputer::Run(const GroupSession& session, const BatchP
   const absl::Time start = absl::Now();
   StopWatch watch(options_.progress);
   const Assignment& assignment = step.assignment;
+  TraceSpan whole("step", "step");
+  whole.Arg("step", assignment.step());
 
   options_.progress->SetState("training",
                               absl::StrCat("step ", assignment.step(), ": getting the weights"));
+  TraceSpan waiting("wait", "wait for the weights");
   const absl::StatusOr<WeightPuller::Weights> weights =
       weights_->Get(session, step, PushDeadline());
+  waiting.End();
   watch.Lap(WorkerProgress::kPull);
   if (!weights.ok()) {
     result.transfer_error = weights.status();
@@ -134,7 +139,9 @@ StepComputer::Result StepComputer::Run(const GroupSession& session, const BatchP
   // Nothing reads the weights any more: gradients and buffers have memory of their own.
   weights_->StartEarly(session, assignment.step(), PushDeadline());
   SetPush(push.get());
+  TraceSpan deciding("wait", "wait for the decision");
   absl::StatusOr<PushStream::Result> pushed = push->Finish(std::move(end));
+  deciding.End();
   SetPush(nullptr);
   if (!pushed.ok()) weights_->ForgetEarly();
   watch.Lap(WorkerProgress::kPush);

@@ -125,7 +125,7 @@ class TeacherClientImpl : public TeacherClient {
     PassOlderThan(batch);
     const std::shared_ptr<Entry> entry = FindOrAdd(batch);
     if (wait_ > absl::ZeroDuration() && !AllAnswered(*entry)) {
-      TraceSpan span("teacher wait", "teacher wait");
+      TraceSpan span("wait", "wait for the teachers");
       span.Arg("step", batch.step);
       const absl::Time deadline = absl::Now() + wait_;
       while (!AllAnswered(*entry) && !stop_waiting_ && !entry->abandoned) {

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/base/status.h"
+#include "common/base/trace.h"
 #include "common/config/embedding.h"
 #include "common/config/job.h"
 #include "common/config/shard_map.h"
@@ -125,7 +126,9 @@ absl::Status Trainer::Train() {
     CODISTILL_RETURN_IF_ERROR(superseded());
     if (leaving()) return absl::OkStatus();
     const absl::Time start = absl::Now();
+    TraceSpan waiting("wait", "wait for a step");
     absl::StatusOr<std::unique_ptr<BatchPipeline::Step>> step = pipeline_->Next(start + kWorkPoll);
+    waiting.End();
     progress_->AddTime(WorkerProgress::kAssignment, absl::Now() - start);
     if (absl::IsDeadlineExceeded(step.status())) {
       if (absl::Now() - start >= kWorkPoll) progress_->SetState("waiting", "for the next step");

@@ -7,6 +7,7 @@
 #include "absl/time/clock.h"
 #include "common/base/random.h"
 #include "common/base/status.h"
+#include "common/base/trace.h"
 #include "glog/logging.h"
 #include "worker/loss_options.h"
 
@@ -48,19 +49,30 @@ absl::StatusOr<TrainingPass::Result> TrainingPass::Run(const BatchPipeline::Step
       part_inputs.push_back(Slice(input, part.first, part.examples));
     }
     Model::States part_states = CutStates(model, *states, part);
+    TraceSpan forward("compute", "forward");
+    forward.Arg("step", step.assignment.step());
     CODISTILL_ASSIGN_OR_RETURN(Model::Logits logits,
                                Forward(step, part, p, part_inputs, &part_states));
+    forward.End();
     if (p == 0) {
       if (options_.test_delay > absl::ZeroDuration()) absl::SleepFor(options_.test_delay);
       CODISTILL_ASSIGN_OR_RETURN(predictions, take());
     }
+    TraceSpan computing("compute", "loss");
+    computing.Arg("step", step.assignment.step());
     CODISTILL_ASSIGN_OR_RETURN(const Result loss, ComputeLoss(step, part, logits, predictions));
+    computing.End();
     logits.values = Tensor();  // the graph keeps what the backward pass needs
-    if (p + 1 < parts.size()) {
-      CODISTILL_RETURN_IF_ERROR(options_.model->Accumulate(gradient_));
+    const bool last = p + 1 == parts.size();
+    const Model::OnGradient on_gradient = last ? begin() : Model::OnGradient();
+    TraceSpan backward("compute", "backward");
+    backward.Arg("step", step.assignment.step());
+    if (last) {
+      CODISTILL_RETURN_IF_ERROR(options_.model->Backward(gradient_, on_gradient));
     } else {
-      CODISTILL_RETURN_IF_ERROR(options_.model->Backward(gradient_, begin()));
+      CODISTILL_RETURN_IF_ERROR(options_.model->Accumulate(gradient_));
     }
+    backward.End();
     total.sums.label_loss_sum += loss.sums.label_loss_sum;
     total.sums.teacher_loss_sum += loss.sums.teacher_loss_sum;
     total.sums.weight_sum += loss.sums.weight_sum;

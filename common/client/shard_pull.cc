@@ -1,10 +1,12 @@
 #include "common/client/shard_pull.h"
 
 #include <algorithm>
+#include <optional>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
+#include "common/base/trace.h"
 #include "common/rpc/bulk_stream.h"
 #include "common/rpc/frame.h"
 #include "common/tensor/bfloat16.h"
@@ -160,7 +162,12 @@ absl::StatusOr<ShardPullResult> PullShard(BulkChannel* channel, const PullReques
 
   PullReader reader(layout, shard, tensors, request.transfer_dtype());
   grpc::ByteBuffer message;
+  std::optional<TraceSpan> span;  // from when the version is there
   while (stream->Read(&message)) {
+    if (!span.has_value()) {
+      span.emplace("pull", "pull shard", "pull shards");
+      span->Arg("step", request.step()).Arg("shard", shard);
+    }
     if (absl::Status status = reader.Take(&message); !status.ok()) {
       stream->Cancel();
       return status;
@@ -168,6 +175,7 @@ absl::StatusOr<ShardPullResult> PullShard(BulkChannel* channel, const PullReques
   }
   CODISTILL_RETURN_IF_ERROR(stream->Finish());
   CODISTILL_RETURN_IF_ERROR(reader.CheckComplete());
+  if (span.has_value()) span->Arg("bytes", static_cast<int64_t>(reader.bytes()));
   return ShardPullResult{reader.version(), reader.bytes()};
 }
 

@@ -31,6 +31,7 @@ ShardPush::ShardPush(std::shared_ptr<BulkChannel> channel, PushBegin begin, absl
                      int shard, std::string label, CallGroup* group, PushVerdict* verdict)
     : deadline_(deadline),
       shard_(shard),
+      step_(begin.step()),
       label_(std::move(label)),
       group_(group),
       verdict_(verdict),
@@ -183,7 +184,7 @@ bool ShardPush::Write(BulkStream* stream, const FrameHeader& header, absl::Span<
   if (parts.empty()) {
     span.Drop();
   } else {
-    span.Arg("shard", shard_).Arg("tensors", static_cast<int64_t>(parts.size()));
+    span.Arg("step", step_).Arg("shard", shard_).Arg("tensors", static_cast<int64_t>(parts.size()));
     span.Text("tensor", parts[0].name);
   }
   TensorFrame frame;

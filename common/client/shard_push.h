@@ -70,6 +70,7 @@ class ShardPush {
 
   const absl::Time deadline_;
   const int shard_;
+  const int64_t step_;
   const std::string label_;  // "shard 1 (host:port)"
   CallGroup* const group_;
   PushVerdict* const verdict_;

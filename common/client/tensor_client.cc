@@ -281,22 +281,17 @@ absl::StatusOr<TensorClient::PullResult> TensorClientImpl::Pull(
   }
 
   const int num_shards = shards_->layout.num_shards();
-  TraceSpan whole("pull", "pull", "pull");
+  TraceSpan whole("pull call", "pull", "pull");
   whole.Arg("step", step);
   CallGroup group;
   SetPulling(&group);
   std::vector<ShardPullResult> results(num_shards);
   auto pull = [&](int shard) {
-    TraceSpan span("pull shard", "pull shard", "pull shards");
-    span.Arg("step", step).Arg("shard", shard);
     auto result = PullShard(shards_->channels[shard].get(), request, shards_->layout, shard,
                             tensors, deadline, &group);
     absl::Status status = result.status();
     if (status.ok()) status = CheckVersion(source, generation, step, result->version);
-    if (status.ok()) {
-      span.Arg("bytes", static_cast<int64_t>(result->bytes));
-      results[shard] = *std::move(result);
-    }
+    if (status.ok()) results[shard] = *std::move(result);
     group.Fail(Annotate(status, shards_->Label(shard)));
   };
   std::vector<std::thread> threads;

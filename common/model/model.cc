@@ -67,6 +67,9 @@ class TorchModel final : public Model {
 
   const TensorList& tensors() const override { return tensors_.list(); }
   absl::Span<const TensorView> storage() const override { return tensors_.views(); }
+  int weight_sets() const override { return tensors_.sets(); }
+  absl::Span<const TensorView> storage(int set) const override { return tensors_.views(set); }
+  absl::Status UseWeights(int set) override;
 
   absl::StatusOr<Logits> Predict(absl::Span<const Tensor> inputs, States* states) const override;
   absl::StatusOr<Logits> Forward(absl::Span<const Tensor> inputs, States* states,
@@ -143,6 +146,18 @@ class TorchModel final : public Model {
   const void* root_ = nullptr;  // the caller's memory
   std::vector<bool> handed_over_;
 };
+
+absl::Status TorchModel::UseWeights(int set) {
+  if (set < 0 || set >= weight_sets()) {
+    return absl::InvalidArgumentError(
+        Error(absl::StrCat("there is no set ", set, " of weights; there are ", weight_sets())));
+  }
+  return CatchTorch(absl::StatusCode::kInternal, Error("weights cannot be exchanged"),
+                    [&]() -> absl::Status {
+                      tensors_.Use(set);
+                      return absl::OkStatus();
+                    });
+}
 
 void TorchModel::SetTraining(bool training) const {
   MutexLock lock(&mode_mu_);
@@ -482,6 +497,10 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(Options options) {
     return absl::InvalidArgumentError(
         absl::StrCat("threads is ", options.threads, "; it must be at least 1"));
   }
+  if (options.weight_sets < 1 || options.weight_sets > 2) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("weight_sets is ", options.weight_sets, "; it must be 1 or 2"));
+  }
   CODISTILL_RETURN_IF_ERROR(CheckModelConfig(options.config));
   if (access(options.archive.c_str(), R_OK) != 0) {
     return absl::NotFoundError(absl::StrCat(options.archive, ": no such archive, or not readable"));
@@ -506,6 +525,7 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(Options options) {
                                             return Annotate(collected.status(), options.archive);
                                           return collected;
                                         }));
+  if (options.weight_sets == 2) tensors.AddSet();
   auto model =
       std::make_unique<TorchModel>(std::move(options), std::move(module), std::move(tensors));
   CODISTILL_RETURN_IF_ERROR(model->CheckForward());

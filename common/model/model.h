@@ -36,6 +36,9 @@ class Model {
     // cheaper. The archive is compiled for it while it loads; the bits of a pass may then differ
     // from those of a model without.
     bool optimize_predict = false;
+    // Sets of weights and buffers, 1 or 2: with two, the next weights can come in while passes use
+    // the others. Each takes a model's memory.
+    int weight_sets = 1;
   };
   // NOT_FOUND / DATA_LOSS name the file. INVALID_ARGUMENT: forward()'s arguments are not the job's
   // inputs and states (names both), or a trial pass on zeros does not give [rows, num_outputs]
@@ -57,6 +60,15 @@ class Model {
   // Where each lives, by index in tensors(). Writing there changes the model. TIED entries view the
   // storage of the tensor they are tied to.
   virtual absl::Span<const TensorView> storage() const = 0;
+
+  // Sets of weights and buffers that there is memory for (Options.weight_sets).
+  virtual int weight_sets() const { return 1; }
+  // As storage(), of set `set`; storage() is that of the set in use. Passes neither read nor write
+  // the other set, so that any thread may write there meanwhile.
+  virtual absl::Span<const TensorView> storage(int /*set*/) const { return storage(); }
+  // From now on passes compute with this set, at first 0, and with what is in it now: to be called
+  // when a set has been written, the one in use too. Not between a Forward and its Backward.
+  virtual absl::Status UseWeights(int /*set*/) { return absl::OkStatus(); }
 
   // Recurrent state of a batch, by index in config.states; empty = zeros.
   using States = std::vector<Tensor>;

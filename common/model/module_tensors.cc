@@ -94,6 +94,32 @@ absl::StatusOr<ModuleTensors> ModuleTensors::Collect(const torch::jit::Module& m
   return result;
 }
 
+void ModuleTensors::AddSet() {
+  sets_.resize(2);
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    // Tied tensors are one object in all their slots, and of one memory in every set.
+    size_t first = 0;
+    while (!slots_[first].tensor.is_same(slots_[i].tensor)) ++first;
+    const at::Tensor own = slots_[i].tensor.detach();
+    sets_[0].data.push_back(own);
+    sets_[1].data.push_back(first < i ? sets_[1].data[first] : own.clone());
+  }
+  for (Set& set : sets_) {
+    set.views = views_;
+    for (size_t i = 0; i < slots_.size(); ++i) set.views[i].data = set.data[i].data_ptr();
+  }
+}
+
+void ModuleTensors::Use(int set) {
+  if (set == set_ || sets_.empty()) return;
+  set_ = set;
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    at::Tensor tensor = slots_[i].tensor;
+    if (tensor.data_ptr() == sets_[set].data[i].data_ptr()) continue;  // a tied one, done already
+    tensor.set_data(sets_[set].data[i]);
+  }
+}
+
 absl::Status ModuleTensors::PutBuffersBack() {
   for (size_t i = 0; i < slots_.size(); ++i) {
     if (list_.tensors(i).role() != TensorSpec::BUFFER) continue;

@@ -24,8 +24,21 @@ class ModuleTensors {
   static absl::StatusOr<ModuleTensors> Collect(const torch::jit::Module& module);
 
   const TensorList& list() const { return list_; }
-  const std::vector<TensorView>& views() const { return views_; }
+  // Of the set in use.
+  const std::vector<TensorView>& views() const {
+    return sets_.empty() ? views_ : sets_[set_].views;
+  }
   const at::Tensor& tensor(int index) const { return slots_[index].tensor; }
+
+  // Makes a second set of all tensors, with the same values. Once.
+  void AddSet();
+  int sets() const { return sets_.empty() ? 1 : static_cast<int>(sets_.size()); }
+  const std::vector<TensorView>& views(int set) const {
+    return sets_.empty() ? views_ : sets_[set].views;
+  }
+  // The module's tensors, which stay the same objects, with their gradients' accumulators, take
+  // their data from this set.
+  void Use(int set);
 
   // A script may assign a new tensor to a buffer instead of writing into the old one. Copies such
   // values to the buffer's place and puts the old tensor back. FAILED_PRECONDITION if a shape or
@@ -47,9 +60,16 @@ class ModuleTensors {
     int64_t first_version = 0;
   };
 
+  struct Set {
+    std::vector<at::Tensor> data;  // by slot; detached
+    std::vector<TensorView> views;
+  };
+
   TensorList list_;
   std::vector<TensorView> views_;
   std::vector<Slot> slots_;
+  std::vector<Set> sets_;  // empty as long as there is one
+  int set_ = 0;            // in use
 };
 
 }  // namespace codistill::internal

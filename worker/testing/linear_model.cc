@@ -10,8 +10,9 @@
 
 namespace codistill {
 
-LinearModel::LinearModel(int64_t inputs, int64_t outputs, bool recurrent, float noise)
-    : inputs_(inputs), outputs_(outputs), recurrent_(recurrent), noise_(noise) {
+LinearModel::LinearModel(int64_t inputs, int64_t outputs, bool recurrent, float noise,
+                         int weight_sets)
+    : inputs_(inputs), outputs_(outputs), recurrent_(recurrent), noise_(noise), sets_(weight_sets) {
   auto add = [this](const std::string& name, DataType dtype, TensorSpec::Role role,
                     std::vector<int64_t> shape) {
     TensorSpec* spec = tensors_.add_tensors();
@@ -19,8 +20,10 @@ LinearModel::LinearModel(int64_t inputs, int64_t outputs, bool recurrent, float 
     spec->set_dtype(dtype);
     spec->set_role(role);
     for (int64_t dimension : shape) spec->add_shape(dimension);
-    memory_.push_back(Tensor::Zeros(dtype, shape));
-    views_.push_back({name, dtype, shape, memory_.back().data()});
+    for (Set& set : sets_) {
+      set.memory.push_back(Tensor::Zeros(dtype, shape));
+      set.views.push_back({name, dtype, shape, set.memory.back().data()});
+    }
   };
   add("w", DT_FLOAT, TensorSpec::PARAMETER, {inputs, outputs});
   add("b", DT_FLOAT, TensorSpec::PARAMETER, {outputs});
@@ -32,7 +35,8 @@ absl::StatusOr<Model::Logits> LinearModel::Run(const Tensor& x, States* states) 
   Logits logits;
   logits.rows = rows;
   logits.values = Tensor::Allocate(DT_FLOAT, {rows, outputs_});
-  const absl::Span<const float> w = memory_[0].As<float>(), b = memory_[1].As<float>();
+  const std::vector<Tensor>& memory = sets_[set_].memory;
+  const absl::Span<const float> w = memory[0].As<float>(), b = memory[1].As<float>();
   const absl::Span<const float> in = x.As<float>();
   const absl::Span<float> out = logits.values.As<float>();
   Tensor next;
@@ -70,7 +74,7 @@ absl::StatusOr<Model::Logits> LinearModel::Forward(absl::Span<const Tensor> inpu
   std::memcpy(x_.data(), inputs[0].data(), x_.bytes());
   RandomStream random(seed);
   for (float& value : x_.As<float>()) value += noise_ * static_cast<float>(random.Normal());
-  ++memory_[2].As<int64_t>()[0];
+  ++sets_[set_].memory[2].As<int64_t>()[0];
   return Run(x_, states);
 }
 

@@ -15,10 +15,17 @@ namespace codistill {
 // counts training passes.
 class LinearModel : public Model {
  public:
-  LinearModel(int64_t inputs, int64_t outputs, bool recurrent, float noise = 0);
+  LinearModel(int64_t inputs, int64_t outputs, bool recurrent, float noise = 0,
+              int weight_sets = 1);
 
   const TensorList& tensors() const override { return tensors_; }
-  absl::Span<const TensorView> storage() const override { return views_; }
+  absl::Span<const TensorView> storage() const override { return sets_[set_].views; }
+  int weight_sets() const override { return static_cast<int>(sets_.size()); }
+  absl::Span<const TensorView> storage(int set) const override { return sets_[set].views; }
+  absl::Status UseWeights(int set) override {
+    set_ = set;
+    return absl::OkStatus();
+  }
   absl::StatusOr<Logits> Predict(absl::Span<const Tensor> inputs, States* states) const override;
   absl::StatusOr<Logits> Forward(absl::Span<const Tensor> inputs, States* states,
                                  uint64_t seed) override;
@@ -40,8 +47,12 @@ class LinearModel : public Model {
   const bool recurrent_;
   const float noise_;
   TensorList tensors_;
-  std::vector<Tensor> memory_;
-  std::vector<TensorView> views_;
+  struct Set {
+    std::vector<Tensor> memory;
+    std::vector<TensorView> views;
+  };
+  std::vector<Set> sets_;
+  int set_ = 0;               // in use
   Tensor x_;                  // of the last Forward
   std::vector<Tensor> kept_;  // by Accumulate; none, or as Gradients
   std::vector<uint64_t> seeds_;

@@ -1,0 +1,88 @@
+// What a worker's trace shows of a run: that transfers go on while the model's passes are computed.
+
+#include <map>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "gtest/gtest.h"
+#include "tests/integration/ctl_harness.h"
+#include "tests/integration/job_harness.h"
+
+namespace codistill {
+namespace {
+
+using nlohmann::json;
+
+constexpr int64_t kSteps = 12;
+
+// Passes of three layers that take tens of milliseconds, most of them in the middle layer, whose
+// gradient is most of the bytes too.
+JobConfig WideJob(const std::string& name, int num_groups) {
+  JobConfig job = MlpJob(name, num_groups);
+  for (ModelExport::Option& option : *job.mutable_model()->mutable_export_()->mutable_options()) {
+    if (option.key() == "hidden") option.set_value("1024,1024");
+  }
+  job.mutable_training()->set_batch_size(512);
+  job.mutable_stop()->set_steps(kSteps);
+  return job;
+}
+
+// deploy/trace_summary.py of one daemon's trace of a run.
+json Summary(const std::string& out, const std::string& daemon) {
+  const CommandResult result = Command({"/usr/bin/python3", RunfilesPath("deploy/trace_summary.py"),
+                                        "--json", absl::StrCat(out, "/trace/", daemon, ".json")})
+                                   .Wait();
+  EXPECT_TRUE(result.exit.clean()) << result.err;
+  return result.exit.clean() ? ParseJson(result.out) : json();
+}
+
+TEST(TraceTest, TheFirstGradientLeavesBeforeHalfOfTheBackwardPass) {
+  OrphanCatcher catcher;
+  JobConfig job = WideJob("first-gradient", 1);
+  const std::string out = NewDirectory("first-gradient") + "/run";
+  const CommandResult run = Ctl({"run", WriteJob(job), "--out", out, "--trace"});
+  ASSERT_TRUE(run.exit.clean()) << run.err;
+  const json worker = Summary(out, "alpha.worker.0");
+  ASSERT_TRUE(worker.is_object());
+  EXPECT_EQ(worker["steps"], kSteps - 2);
+  // As a fraction of the pass, the median over the steps: a busy machine slows both alike.
+  EXPECT_GT(worker["compute"]["backward"].get<double>(), 5.0);
+  EXPECT_LT(worker["first_gradient_at"].get<double>(), 0.5);
+  EXPECT_GE(worker["kinds"]["push"]["under_compute"].get<double>(), 0.5);
+
+  // Six gradients, each once a step, as the shards' pieces.
+  const json trace = ReadJson(out + "/trace/alpha.worker.0.json");
+  std::map<std::string, int> frames;
+  for (const json& event : trace["traceEvents"]) {
+    if (event["ph"] == "X" && event["cat"] == "push") ++frames[event["args"]["tensor"]];
+  }
+  EXPECT_EQ(frames.count("fc2.weight"), 1u);
+  EXPECT_GE(frames["fc2.weight"], kSteps);
+
+  // Every daemon has left one.
+  for (const std::string name : {"alpha.shard.0", "alpha.shard.1"}) {
+    EXPECT_TRUE(ReadJson(absl::StrCat(out, "/trace/", name, ".json"))["traceEvents"].is_array());
+  }
+}
+
+TEST(TraceTest, TeacherCallsAndPushesGoOnUnderCompute) {
+  OrphanCatcher catcher;
+  JobConfig job = WideJob("overlap", 2);
+  job.mutable_codistillation()->set_prefetch(2);
+  const std::string out = NewDirectory("overlap") + "/run";
+  const CommandResult run = Ctl({"run", WriteJob(job), "--out", out, "--trace"});
+  ASSERT_TRUE(run.exit.clean()) << run.err;
+  for (const std::string name : {"alpha.worker.0", "beta.worker.0"}) {
+    SCOPED_TRACE(name);
+    const json worker = Summary(out, name);
+    ASSERT_TRUE(worker.is_object());
+    const json& kinds = worker["kinds"];
+    EXPECT_GE(kinds["teacher"]["spans"], kSteps / 2);
+    EXPECT_GE(kinds["teacher"]["under_compute"].get<double>(), 0.5) << worker.dump(2);
+    EXPECT_GE(kinds["push"]["under_compute"].get<double>(), 0.5) << worker.dump(2);
+    EXPECT_GT(kinds["batch"]["spans"], 0);
+  }
+}
+
+}  // namespace
+}  // namespace codistill
