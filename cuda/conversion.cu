@@ -60,6 +60,7 @@ __global__ void __launch_bounds__(kThreads)
           make_uint4(Pack<To>(low[v].x, low[v].y), Pack<To>(low[v].z, low[v].w),
                      Pack<To>(high[v].x, high[v].y), Pack<To>(high[v].z, high[v].w));
     } else {
+#pragma unroll 1
       for (int64_t j = i; j < n; ++j) to[j] = static_cast<uint16_t>(To::Of(from[j]));
     }
   }
@@ -89,6 +90,7 @@ __global__ void __launch_bounds__(kThreads)
       vectors[0] = Unpack<From>(halves[v].x, halves[v].y);
       vectors[1] = Unpack<From>(halves[v].z, halves[v].w);
     } else {
+#pragma unroll 1
       for (int64_t j = i; j < n; ++j) to[j] = From::Of(from[j]);
     }
   }

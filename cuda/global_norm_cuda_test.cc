@@ -19,12 +19,13 @@ class GlobalNormCudaTest : public DeviceTest {
  protected:
   // Tensor t lies t % 4 floats behind a multiple of 16 bytes.
   void Put(const std::vector<std::vector<float>>& tensors) {
+    tensors_ = tensors;
     arrays_.clear();
     host_list_.clear();
     device_list_.clear();
-    for (size_t t = 0; t < tensors.size(); ++t) {
-      arrays_.emplace_back(tensors[t], t % 4);
-      host_list_.push_back({tensors[t].data(), static_cast<int64_t>(tensors[t].size())});
+    for (size_t t = 0; t < tensors_.size(); ++t) {
+      arrays_.emplace_back(tensors_[t], t % 4);
+      host_list_.push_back({tensors_[t].data(), static_cast<int64_t>(tensors_[t].size())});
       device_list_.push_back({arrays_.back().get(), host_list_.back().size});
     }
   }
@@ -43,6 +44,7 @@ class GlobalNormCudaTest : public DeviceTest {
     return norm;
   }
 
+  std::vector<std::vector<float>> tensors_;
   std::vector<DeviceArray<float>> arrays_;
   std::vector<FloatArray> host_list_, device_list_;
 };

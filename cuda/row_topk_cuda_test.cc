@@ -117,7 +117,7 @@ TEST_F(RowTopKCudaTest, TakesTheFirstOfMoreEqualOnesThanThereIsRoomFor) {
   // All equal; a few larger; a few larger and most of the others smaller; zeros of either sign.
   const int64_t classes = 12000;
   std::vector<float> equal(classes, -1.5f), mixed = equal, zeros(classes, -0.0f);
-  for (int64_t i = 5; i < classes; i += 1200) mixed[i] = static_cast<float>(i);
+  for (int64_t i = 5; i < classes; i += 1200) mixed[i] = 1e-3f * static_cast<float>(i);
   for (int64_t i = 6; i < classes; i += 2) mixed[i] = -3;
   for (int64_t i = 0; i < classes; i += 7) zeros[i] = 0;
   for (const int64_t k : {1, 10, 11, 600, 1024}) {
