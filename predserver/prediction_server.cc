@@ -47,6 +47,11 @@ ABSL_FLAG(std::string, name, "",
 ABSL_FLAG(std::string, weights, "",
           "Precision to which weights are rounded: FP32, BF16 or INT8; default: as the job's "
           "prediction.weights says.");
+ABSL_FLAG(std::string, precision, "",
+          "What passes compute in: FP32 or BF16; default: as the job's prediction.precision says.");
+ABSL_FLAG(std::string, device, "",
+          "Where to compute: \"cpu\" or \"cuda:N\". Default: what the job says for this server, "
+          "else cpu.");
 ABSL_FLAG(int, held_versions, 0,
           "Versions that answer requests which name them; 0: as the job's prediction.held_versions "
           "says.");
@@ -76,6 +81,8 @@ ServerFlags Flags() {
   flags.checkpoint = absl::GetFlag(FLAGS_checkpoint);
   flags.follow = absl::GetFlag(FLAGS_follow);
   flags.name = absl::GetFlag(FLAGS_name);
+  flags.precision = absl::GetFlag(FLAGS_precision);
+  flags.device = absl::GetFlag(FLAGS_device);
   flags.weights = absl::GetFlag(FLAGS_weights);
   flags.held_versions = absl::GetFlag(FLAGS_held_versions);
   flags.compute_threads = absl::GetFlag(FLAGS_compute_threads);

@@ -7,8 +7,10 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "common/base/device.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
+#include "common/config/devices.h"
 #include "common/config/job.h"
 #include "common/config/teachers.h"
 #include "common/config/text_proto.h"
@@ -71,6 +73,13 @@ absl::Status CheckFlags(const ServerFlags& flags) {
   if (flags.spin_us < 0 || flags.spin_us > kMaxSpinUs) {
     errors.Add("--spin_us", absl::StrCat(flags.spin_us, "; from 0 (never) to ", kMaxSpinUs));
   }
+  const absl::Status device = ParseDevice(flags.device).status();
+  if (!flags.device.empty() && !device.ok()) {
+    errors.Add("--device", std::string(device.message()));
+  }
+  if (!flags.precision.empty() && flags.precision != "FP32" && flags.precision != "BF16") {
+    errors.Add("--precision", absl::StrCat(flags.precision, "; FP32 or BF16 would be right"));
+  }
   return errors.ToStatus();
 }
 
@@ -96,6 +105,7 @@ absl::Status PlanJobModels(const ServerFlags& flags, ServerPlan* plan) {
   ErrorList errors;
   const bool groups = !flags.group.empty();
   std::set<std::string> addresses;
+  std::set<std::string> devices;
   for (const std::string& name : ModelNames(flags)) {
     const absl::StatusOr<TeacherRef> model = FindModel(plan->job, name);
     if (!model.ok()) {
@@ -114,6 +124,8 @@ absl::Status PlanJobModels(const ServerFlags& flags, ServerPlan* plan) {
       if (other == name) errors.Add(absl::StrCat("--group: ", name, " is named twice"));
     }
     plan->names.push_back(name);
+    plan->device = PredictionDevice(plan->job, *model, flags.index);
+    devices.insert(plan->device);
     const auto& servers = PredictionServersOf(plan->job, *model);
     if (flags.index >= servers.size()) continue;
     if (!servers[flags.index].address().empty()) addresses.insert(servers[flags.index].address());
@@ -123,6 +135,11 @@ absl::Status PlanJobModels(const ServerFlags& flags, ServerPlan* plan) {
     errors.Add(absl::StrCat("the prediction servers ", flags.index, " of ", flags.group,
                             " have several addresses (", absl::StrJoin(addresses, ", "),
                             "); one process has one"));
+  }
+  if (devices.size() > 1 && flags.device.empty()) {
+    errors.Add(absl::StrCat("the prediction servers ", flags.index, " of ", flags.group,
+                            " have several devices (", absl::StrJoin(devices, ", "),
+                            "); one process has one, which --device can say"));
   }
   plan->group = absl::StrJoin(plan->names, ",");
   return errors.ToStatus();
@@ -173,6 +190,8 @@ absl::StatusOr<ServerPlan> PlanServer(const ServerFlags& flags) {
   PredictionConfig* const prediction = plan.job.mutable_prediction();
   if (!flags.weights.empty()) prediction->set_weights(DataTypeFromName(flags.weights));
   if (flags.held_versions > 0) prediction->set_held_versions(flags.held_versions);
+  if (!flags.precision.empty()) prediction->set_precision(flags.precision == "BF16" ? BF16 : FP32);
+  if (!flags.device.empty()) plan.device = flags.device;
   if (flags.compute_threads > 0) prediction->set_compute_threads(flags.compute_threads);
   return plan;
 }
@@ -186,7 +205,10 @@ absl::StatusOr<std::vector<ServedModel>> OpenModels(const ServerPlan& plan) {
   options.weights = prediction.weights();
   options.held_versions = prediction.held_versions();
   options.low_priority = true;  // requests come first
-  options.optimize_predict = plan.optimize_passes;
+  // What libtorch optimises for a GPU it compiles anew for each size of batch.
+  options.optimize_predict = plan.optimize_passes && plan.device == "cpu";
+  options.device = plan.device;
+  options.precision = prediction.precision();
   JobModels of_job(std::move(options));
   std::vector<ServedModel> models;
   for (const std::string& name : plan.names) {

@@ -28,6 +28,8 @@ struct ServerFlags {
   int compute_threads = 0;  // 0: the job's
   int spin_us = 0;
   bool optimize_passes = true;
+  std::string device;     // "", "cpu" or "cuda:N"
+  std::string precision;  // "", "FP32" or "BF16"
 };
 
 struct ServedModel {
@@ -44,6 +46,7 @@ struct ServerPlan {
   std::vector<std::string> names;  // of the models
   std::string group;               // what this server calls itself: the names, separated by commas
   bool optimize_passes = true;
+  std::string device = "cpu";
   int index = 0;
   Endpoint endpoint;  // empty: wherever there is room
 };

@@ -18,6 +18,7 @@
 #include "common/base/mutex.h"
 #include "common/base/status.h"
 #include "common/client/leader_client.h"
+#include "common/config/devices.h"
 #include "common/config/embedding.h"
 #include "common/config/job.h"
 #include "common/config/teachers.h"
@@ -41,8 +42,8 @@ ABSL_FLAG(std::string, group, "", "Name of the group this worker trains. Require
 ABSL_FLAG(int, index, 0, "Which worker of its group this is, from 0.");
 ABSL_FLAG(
     std::string, device, "",
-    "Where to compute: \"cpu\" or \"cuda:N\". Default: what the job says for this worker, else "
-    "cpu.");
+    "Where to compute: \"cpu\" or \"cuda:N\". Default: what the job says for this worker or "
+    "evaluator, else cpu.");
 ABSL_FLAG(std::string, data_dir, "", "What relative file names of the data are relative to.");
 ABSL_FLAG(bool, evaluate, false, "Be the job's evaluator instead of a worker.");
 ABSL_FLAG(std::string, evaluation_file, "",
@@ -139,10 +140,10 @@ absl::StatusOr<std::string> LeaderAddress(const JobConfig& job, int group) {
   return config.shards(0).address();
 }
 
-std::string DeviceOf(const GroupConfig& group, int index) {
-  if (!absl::GetFlag(FLAGS_device).empty()) return absl::GetFlag(FLAGS_device);
-  if (group.devices_size() == 0) return "cpu";
-  return group.devices(index % group.devices_size());
+// --device, or what the job says.
+std::string DeviceOr(std::string of_job) {
+  const std::string flag = absl::GetFlag(FLAGS_device);
+  return flag.empty() ? of_job : flag;
 }
 
 absl::StatusOr<std::unique_ptr<Dataset>> Load(const JobConfig& job, bool training, int group) {
@@ -167,14 +168,16 @@ Daemon::Options DaemonOptions(const JobConfig& job, const std::string& kind, Met
 }
 
 // Models of those who teach `group`, for a worker that computes their predictions itself.
-absl::StatusOr<std::vector<LocalTeachers::Teacher>> FollowTeachers(const JobConfig& job,
-                                                                   int group) {
+absl::StatusOr<std::vector<LocalTeachers::Teacher>> FollowTeachers(const JobConfig& job, int group,
+                                                                   const std::string& device) {
   JobModels::Options options;
   options.job = job;
   options.threads = job.training().worker_threads();
   options.transfer_dtype = job.prediction().transfer_dtype();
   options.weights = job.prediction().weights();
   options.low_priority = true;
+  options.device = device;
+  options.precision = job.prediction().precision();
   JobModels models(std::move(options));
   std::vector<LocalTeachers::Teacher> teachers;
   for (const TeacherRef& ref : TeachersOf(job, group)) {
@@ -186,12 +189,13 @@ absl::StatusOr<std::vector<LocalTeachers::Teacher>> FollowTeachers(const JobConf
 
 // Null: the group has no teachers. `turn` lives as long as they.
 absl::StatusOr<std::unique_ptr<TeacherSource>> Teachers(const JobConfig& job, int group,
+                                                        const std::string& device,
                                                         const Dataset& dataset, Metrics* metrics,
                                                         Mutex* turn) {
   if (TeachersOf(job, group).empty() || !(job.codistillation().weight() > 0)) return nullptr;
   if (job.codistillation().mode() == CodistillationConfig::CHECKPOINTS) {
     LocalTeachers::Options options;
-    CODISTILL_ASSIGN_OR_RETURN(options.teachers, FollowTeachers(job, group));
+    CODISTILL_ASSIGN_OR_RETURN(options.teachers, FollowTeachers(job, group, device));
     options.model = job.model();
     options.codistillation = job.codistillation();
     options.metrics = metrics;
@@ -214,7 +218,8 @@ absl::Status Train(const JobConfig& job, int group, int index, Metrics* metrics,
   Model::Options model_options;
   model_options.archive = ArchivePath(job, group);
   model_options.config = ForwardConfig(job.model());
-  model_options.device = DeviceOf(job.groups(group), index);
+  const std::string device = DeviceOr(WorkerDevice(job, group, index));
+  model_options.device = device;
   model_options.threads = job.training().worker_threads();
   model_options.precision = job.training().precision();
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Model> model,
@@ -226,7 +231,7 @@ absl::Status Train(const JobConfig& job, int group, int index, Metrics* metrics,
   Mutex turn;  // of passes, where teachers are computed here
   const std::unique_ptr<Model> taking_turns = TakeTurns(model.get(), &turn);
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<TeacherSource> teachers,
-                             Teachers(job, group, *dataset, metrics, &turn));
+                             Teachers(job, group, device, *dataset, metrics, &turn));
 
   const std::unique_ptr<LeaderClient> leader =
       LeaderClient::Create(leader_address, RefOf(job, group));
@@ -313,6 +318,7 @@ absl::Status Evaluate(const JobConfig& job, Metrics* metrics, EvaluatorHolder* h
     followed.job = job;
     followed.group = group;
     followed.threads = job.training().worker_threads();
+    followed.device = DeviceOr(job.evaluator().device());
     followed.wants = [&job](int64_t step) { return Evaluator::Wants(job, step); };
     CODISTILL_ASSIGN_OR_RETURN(std::unique_ptr<FollowedModel> model,
                                FollowedModel::Create(std::move(followed)));

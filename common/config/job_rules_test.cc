@@ -121,7 +121,7 @@ INSTANTIATE_TEST_SUITE_P(
          "groups[1].num_prediction_servers: out of range (0); 1 to"},
         {kGood,
          {"groups[0].devices=gpu"},
-         "groups[0].devices[0]: unknown device (gpu); cpu would be right"},
+         "groups[0].devices[0]: unknown device (gpu); cpu or cuda:N would be right"},
         {kGood, {"training.micro_batches=0"}, "training.micro_batches: too small (0); at least 1"},
         {kGood,
          {"training.micro_batches=3"},
@@ -130,8 +130,14 @@ INSTANTIATE_TEST_SUITE_P(
         {kText, {"training.micro_batches=16"}, "training.micro_batches: does not divide"},
         {kGood, {"groups[0].devices=cuda:-1"}, "groups[0].devices[0]: unknown device (cuda:-1)"},
         {kGood,
-         {"groups[0].devices=cuda:0"},
-         "groups[0].devices[0]: not supported by this version (cuda:0); cpu would be right"},
+         {"groups[1].prediction_devices=cuda:0,gpu", "groups[1].num_prediction_servers=2"},
+         "groups[1].prediction_devices[1]: unknown device (gpu); cpu or cuda:N would be right"},
+        {kGood,
+         {"groups[1].prediction_devices=cuda:0,cuda:1"},
+         "groups[1].prediction_devices: wrong number of devices (2); 1, as num_prediction_servers"},
+        {kGood,
+         {"evaluator.device=cuda"},
+         "evaluator.device: unknown device (cuda); cpu or cuda:N would be right"},
         {kGood,
          {"training.update_mode=ASYNC", "groups.num_workers=4", "stop.steps=1000",
           "codistillation.burn_in_steps=300"},
@@ -405,6 +411,13 @@ TEST(Rules, LetOneProcessBeAPredictionServerOfSeveralGroups) {
               ElementsAre(HasSubstr("groups[0].prediction_servers[0].address: used twice (h:1)"),
                           HasSubstr("groups[1].prediction_servers[0].address: used twice (h:1)"),
                           HasSubstr("groups[1].prediction_servers[1].address: used twice (h:1)")));
+}
+
+TEST(Rules, LetProcessesComputeOnDevices) {
+  EXPECT_THAT(Mistakes(kGood, {"groups[0].num_workers=2", "groups[0].devices=cuda:0,cuda:1",
+                               "groups[1].devices=cuda:3", "groups[1].prediction_devices=cuda:1",
+                               "evaluator.device=cuda:0", "prediction.precision=BF16"}),
+              IsEmpty());
 }
 
 TEST(Rules, LetTeachersAnswerBriefly) {

@@ -210,6 +210,13 @@ INSTANTIATE_TEST_SUITE_P(
          "teachers[3].num_prediction_servers: without meaning for an external teacher, whose "
          "servers are not the job's (2); prediction_servers alone"},
         {GoodWith(kTeachers),
+         {"teachers[3].prediction_devices=cuda:0"},
+         "teachers[3].prediction_devices: without meaning for an external teacher, whose servers "
+         "are not the job's (cuda:0); none"},
+        {GoodWith(kTeachers),
+         {"teachers[0].prediction_devices=cuda:x"},
+         "teachers[0].prediction_devices[0]: unknown device (cuda:x); cpu or cuda:N would be"},
+        {GoodWith(kTeachers),
          {"teachers[3].external.inputs[0].input=y"},
          "teachers[3].external.inputs[0].input: is no input of the model (y); one of x would be"},
         {GoodWith(kTeachers),

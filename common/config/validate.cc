@@ -192,25 +192,7 @@ void CheckGroups(const JobConfig& job, Addresses* addresses, Mistakes* mistakes)
       mistakes->Required(absl::StrCat(path, ".warm_start"), !group.warm_start().empty(),
                          "the path of a safetensors file");
     }
-    if (group.devices_size() > 1 && group.devices_size() != group.num_workers()) {
-      mistakes->Add(absl::StrCat(path, ".devices"),
-                    absl::StrCat("wrong number of devices (", group.devices_size(), "); ",
-                                 group.num_workers(),
-                                 ", as num_workers says, or one for all would be right"));
-    }
-    for (int d = 0; d < group.devices_size(); ++d) {
-      absl::string_view device = group.devices(d);
-      int ordinal = 0;
-      if (device != "cpu" && !(absl::ConsumePrefix(&device, "cuda:") &&
-                               absl::SimpleAtoi(device, &ordinal) && ordinal >= 0)) {
-        mistakes->Add(Index(absl::StrCat(path, ".devices"), d),
-                      absl::StrCat("unknown device (", group.devices(d), "); cpu would be right"));
-      } else if (group.devices(d) != "cpu") {
-        mistakes->Add(Index(absl::StrCat(path, ".devices"), d),
-                      absl::StrCat("not supported by this version (", group.devices(d),
-                                   "); cpu would be right"));
-      }
-    }
+    CheckGroupDevices(path, group, mistakes);
   }
 }
 
@@ -377,6 +359,7 @@ void CheckTheRest(const JobConfig& job, Mistakes* mistakes) {
   }
   mistakes->Required("stop.steps", job.stop().has_steps(), "the number of steps of each group");
   if (job.stop().has_steps()) mistakes->AtLeast("stop.steps", job.stop().steps(), 1);
+  CheckEvaluatorDevice(job.evaluator(), mistakes);
 }
 
 }  // namespace

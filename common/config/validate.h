@@ -62,6 +62,11 @@ void CheckEndpoints(const std::string& path,
                     const google::protobuf::RepeatedPtrField<Endpoint>& endpoints, int processes,
                     absl::string_view count_field, Addresses* addresses, Mistakes* mistakes);
 
+// Devices of processes, in validate_devices.cc. `path`: of the group or teacher.
+void CheckGroupDevices(const std::string& path, const GroupConfig& group, Mistakes* mistakes);
+void CheckTeacherDevices(const std::string& path, const TeacherConfig& teacher, Mistakes* mistakes);
+void CheckEvaluatorDevice(const EvaluatorConfig& evaluator, Mistakes* mistakes);
+
 // The parts of FindMistakes.
 void CheckData(const JobConfig& job, Mistakes* mistakes);             // validate_data.cc
 void CheckModelInputs(const JobConfig& job, Mistakes* mistakes);      // against the data's batches

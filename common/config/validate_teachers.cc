@@ -207,6 +207,7 @@ void CheckTeachers(const JobConfig& job, Addresses* addresses, Mistakes* mistake
                                  "); a name unlike that of any group or other teacher would be "
                                  "right"));
     }
+    CheckTeacherDevices(path, teacher, mistakes);
     TeacherRef ref{TeacherRef::kExternal, teacher.name(), i};
     switch (teacher.source_case()) {
       case TeacherConfig::kFrozen:

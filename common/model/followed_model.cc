@@ -41,6 +41,7 @@ class FollowedModelImpl final : public FollowedModel {
       : wants_(std::move(options.wants)),
         transfer_dtype_(options.transfer_dtype),
         weights_(options.weights),
+        precision_(AnswerPrecision(options.weights, options.precision)),
         name_(options.job.groups(options.group).name()),
         address_(options.job.groups(options.group).shards(0).address()),
         model_(options.job.model()),
@@ -159,6 +160,7 @@ class FollowedModelImpl final : public FollowedModel {
   const std::function<bool(int64_t)> wants_;
   const DataType transfer_dtype_;
   const DataType weights_;
+  const DataType precision_;
   const std::string name_;
   const std::string address_;
   const ModelConfig model_;
@@ -331,7 +333,7 @@ absl::Status FollowedModelImpl::Load(const Target& target, std::unique_ptr<Model
 absl::Status FollowedModelImpl::Prepare(Model* model) const {
   if (wants_ == nullptr) return PrepareModel(forward_, weights_, model);
   RoundWeights(weights_, model);
-  return absl::OkStatus();
+  return model->WeightsWritten();
 }
 
 void FollowedModelImpl::Publish(std::unique_ptr<Model> model, FollowedTables::Result rows,
@@ -345,7 +347,7 @@ void FollowedModelImpl::Publish(std::unique_ptr<Model> model, FollowedTables::Re
   }
   snapshot->version = std::move(version);
   snapshot->loaded_at = absl::Now();
-  snapshot->precision = weights_;
+  snapshot->precision = precision_;
   std::shared_ptr<const Snapshot> old;  // let go of outside the lock
   {
     // Before it can be delivered.
@@ -375,6 +377,8 @@ absl::StatusOr<std::unique_ptr<FollowedModel>> FollowedModel::Create(Options opt
   model.config = ForwardConfig(options.job.model());
   model.threads = options.threads;
   model.optimize_predict = options.optimize_predict;
+  model.device = options.device;
+  model.predict_precision = options.precision;
   CODISTILL_RETURN_IF_ERROR(CheckPrecision(options.weights));
   CODISTILL_ASSIGN_OR_RETURN(std::shared_ptr<ModelPool> pool,
                              ModelPool::Create(std::move(model), options.held_versions));

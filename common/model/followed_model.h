@@ -37,7 +37,8 @@ class FollowedModel {
     std::shared_ptr<const Model> model;
     Version version;
     absl::Time loaded_at;
-    DataType precision = DT_FLOAT;  // to which its weights were rounded
+    // Of its answers: that to which its weights were rounded, or of its passes where that is less.
+    DataType precision = DT_FLOAT;
   };
 
   struct Options {
@@ -62,6 +63,8 @@ class FollowedModel {
     // As Model::Options; and versions are compiled for their weights where that makes passes faster
     // (ModelCompiler).
     bool optimize_predict = false;
+    std::string device = "cpu";  // as Model::Options; each version is there once
+    Precision precision = FP32;  // of passes, as Model::Options::predict_precision
   };
   // Follows a group: watches its leader and pulls each new cut from its shards. Loads the archive;
   // following starts at once in the background and survives any loss of the group. How a damaged

@@ -181,7 +181,7 @@ void FrozenModel::Publish(std::unique_ptr<Model> model, CheckpointTables::Tables
   }
   snapshot->version = std::move(version);
   snapshot->loaded_at = absl::Now();
-  snapshot->precision = options_.weights;
+  snapshot->precision = AnswerPrecision(options_.weights, options_.precision);
   {
     MutexLock lock(&mu_);
     ++counters_.swaps;
@@ -335,6 +335,8 @@ absl::StatusOr<std::unique_ptr<FollowedModel>> LoadFrozenModel(FrozenModelOption
   model.config = ForwardConfig(options.model);
   model.threads = options.threads;
   model.optimize_predict = options.optimize_predict;
+  model.device = options.device;
+  model.predict_precision = options.precision;
   CODISTILL_ASSIGN_OR_RETURN(std::shared_ptr<ModelPool> pool,
                              ModelPool::Create(std::move(model), options.held_versions));
   const bool follow = options.follow;

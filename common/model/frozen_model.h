@@ -28,7 +28,9 @@ struct FrozenModelOptions {
   DataType weights = DT_FLOAT;    // as FollowedModel::Options
   int held_versions = 1;          // with `follow`
   bool low_priority = false;      // of loading in the background
-  bool optimize_predict = false;  // as FollowedModel::Options
+  bool optimize_predict = false;  // as FollowedModel::Options, and so are the next two
+  std::string device = "cpu";
+  Precision precision = FP32;
   // How often the directory is looked at.
   absl::Duration poll_interval = absl::Seconds(1);
   FileSystem* file_system = FileSystem::Real();

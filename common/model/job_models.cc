@@ -33,6 +33,8 @@ absl::StatusOr<std::shared_ptr<FollowedModel>> JobModels::Create(const TeacherRe
       options.held_versions = options_.held_versions;
       options.low_priority = options_.low_priority;
       options.optimize_predict = options_.optimize_predict;
+      options.device = options_.device;
+      options.precision = options_.precision;
       return FollowedModel::Create(std::move(options));
     }
     case TeacherRef::kFrozen: {
@@ -48,6 +50,8 @@ absl::StatusOr<std::shared_ptr<FollowedModel>> JobModels::Create(const TeacherRe
       options.held_versions = options_.held_versions;
       options.low_priority = options_.low_priority;
       options.optimize_predict = options_.optimize_predict;
+      options.device = options_.device;
+      options.precision = options_.precision;
       return LoadFrozenModel(std::move(options));
     }
     case TeacherRef::kEnsemble: {

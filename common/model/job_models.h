@@ -26,6 +26,8 @@ class JobModels {
     int held_versions = 1;
     bool low_priority = false;
     bool optimize_predict = false;
+    std::string device = "cpu";
+    Precision precision = FP32;
   };
   explicit JobModels(Options options);
 

@@ -27,7 +27,7 @@ class Model {
     // Inputs, states, num_outputs, as forward() has them: ForwardConfig (common/config/embedding.h)
     // of a job's model.
     ModelConfig config;
-    std::string device = "cpu";
+    std::string device = "cpu";  // or "cuda:N" (common/base/device.h)
     int threads = 1;  // of libtorch in this process
     // BF16: Forward and Backward compute in automatic mixed precision. Weights, gradients, states
     // and running statistics are fp32 all the same, and Predict computes in fp32.
@@ -39,6 +39,9 @@ class Model {
     // Sets of weights and buffers, 1 or 2: with two, the next weights can come in while passes use
     // the others. Each takes a model's memory.
     int weight_sets = 1;
+    // BF16: Predict computes matrix products and convolutions in bfloat16 (libtorch's automatic
+    // mixed precision), from weights that stay fp32; logits are fp32.
+    Precision predict_precision = FP32;
   };
   // NOT_FOUND / DATA_LOSS name the file. INVALID_ARGUMENT: forward()'s arguments are not the job's
   // inputs and states (names both), or a trial pass on zeros does not give [rows, num_outputs]
@@ -69,6 +72,10 @@ class Model {
   // From now on passes compute with this set, at first 0, and with what is in it now: to be called
   // when a set has been written, the one in use too. Not between a Forward and its Backward.
   virtual absl::Status UseWeights(int /*set*/) { return absl::OkStatus(); }
+  // Says that all tensors have been written: where the model computes on a device, passes see what
+  // is in storage() only after this. Copies them there and returns when storage() may be written
+  // again. Any thread, but not during a pass.
+  virtual absl::Status WeightsWritten() { return absl::OkStatus(); }
 
   // Recurrent state of a batch, by index in config.states; empty = zeros.
   using States = std::vector<Tensor>;

@@ -79,6 +79,10 @@ void RoundWeights(DataType weights, Model* model) {
   }
 }
 
+DataType AnswerPrecision(DataType weights, Precision passes) {
+  return weights == DT_FLOAT && passes == BF16 ? DT_BFLOAT16 : weights;
+}
+
 absl::Status WarmUp(const ModelConfig& config, const Model& model) {
   // Some models divide by what is 0 for zeros.
   for (const float fill : {0.0f, 1.0f}) {
@@ -106,6 +110,7 @@ absl::Status WarmUp(const ModelConfig& config, const Model& model) {
 absl::Status PrepareModel(const ModelConfig& config, DataType weights, Model* model) {
   CODISTILL_RETURN_IF_ERROR(CheckWeights(*model));
   RoundWeights(weights, model);
+  CODISTILL_RETURN_IF_ERROR(model->WeightsWritten());
   return WarmUp(config, *model);
 }
 

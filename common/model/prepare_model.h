@@ -23,6 +23,10 @@ absl::Status CheckPrecision(DataType weights);
 // dimension 0, which is the output channel in torch's layers.
 void RoundWeights(DataType weights, Model* model);
 
+// The less precise of what weights are rounded to and what passes compute in, as answers name it:
+// DT_INT8 weights in bfloat16 passes are DT_INT8.
+DataType AnswerPrecision(DataType weights, Precision passes);
+
 // One forward pass over an example of zeros, so that the first request does not pay for what a
 // first pass does: faulting in and caching the weights. What libtorch prepares for a batch size it
 // keeps for the process, not for the weights, so one size will do. DATA_LOSS if the logits are not
@@ -30,7 +34,7 @@ void RoundWeights(DataType weights, Model* model);
 // may still be so large that nothing can be computed with them. `config`: as forward() sees it.
 absl::Status WarmUp(const ModelConfig& config, const Model& model);
 
-// All three.
+// All three, before the last of which the weights are brought to the model's device.
 absl::Status PrepareModel(const ModelConfig& config, DataType weights, Model* model);
 
 }  // namespace codistill
