@@ -377,6 +377,17 @@ class TurnTakingModel final : public Model {
   }
   void ForgetGradients() override { model_->ForgetGradients(); }
   Tensor InputGradient(int index) const override { return model_->InputGradient(index); }
+  int device() const override { return model_->device(); }
+  void* stream() const override { return model_->stream(); }
+  absl::StatusOr<Tensor> Allocate(DataType dtype, std::vector<int64_t> shape) override {
+    return model_->Allocate(dtype, std::move(shape));
+  }
+  absl::StatusOr<Tensor> ToDevice(const Tensor& tensor) override {
+    return model_->ToDevice(tensor);
+  }
+  absl::Status WeightsWritten() override { return model_->WeightsWritten(); }
+  absl::Status AwaitBuffers() override { return model_->AwaitBuffers(); }
+  void Stage(absl::Span<const Tensor> inputs) override { model_->Stage(inputs); }
 
  private:
   Model* const model_;

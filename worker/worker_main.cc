@@ -40,10 +40,9 @@
 ABSL_FLAG(std::string, job, "", "Job file. Required.");
 ABSL_FLAG(std::string, group, "", "Name of the group this worker trains. Required for workers.");
 ABSL_FLAG(int, index, 0, "Which worker of its group this is, from 0.");
-ABSL_FLAG(
-    std::string, device, "",
-    "Where to compute: \"cpu\" or \"cuda:N\". Default: what the job says for this worker or "
-    "evaluator, else cpu.");
+ABSL_FLAG(std::string, device, "",
+          "Where to compute: \"cpu\" or \"cuda:N\". Default: what the job says for this worker or "
+          "evaluator, else cpu.");
 ABSL_FLAG(std::string, data_dir, "", "What relative file names of the data are relative to.");
 ABSL_FLAG(bool, evaluate, false, "Be the job's evaluator instead of a worker.");
 ABSL_FLAG(std::string, evaluation_file, "",

@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -28,9 +29,9 @@ class Model {
     // of a job's model.
     ModelConfig config;
     std::string device = "cpu";  // or "cuda:N" (common/base/device.h)
-    int threads = 1;  // of libtorch in this process
+    int threads = 1;             // of libtorch in this process
     // BF16: Forward and Backward compute in automatic mixed precision. Weights, gradients, states
-    // and running statistics are fp32 all the same, and Predict computes in fp32.
+    // and running statistics are fp32 all the same.
     Precision precision = FP32;
     // Predict runs with the JIT's graph optimisation on, which makes a pass over few examples
     // cheaper. The archive is compiled for it while it loads; the bits of a pass may then differ
@@ -72,10 +73,30 @@ class Model {
   // From now on passes compute with this set, at first 0, and with what is in it now: to be called
   // when a set has been written, the one in use too. Not between a Forward and its Backward.
   virtual absl::Status UseWeights(int /*set*/) { return absl::OkStatus(); }
+  // Where passes compute, and where Forward's logits and Backward's gradient are: kHostDevice or a
+  // CUDA device (common/base/device.h). storage(), Predict's logits, states and the gradients of
+  // parameters and inputs are the host's in any case. With errors of a CUDA device see
+  // cuda_errors.h.
+  virtual int device() const { return kHostDevice; }
+  // On a CUDA device: the stream (a cudaStream_t) on which passes of training are queued.
+  virtual void* stream() const { return nullptr; }
+  // Memory of the model's device for what is computed between Forward and Backward, on stream().
+  virtual absl::StatusOr<Tensor> Allocate(DataType dtype, std::vector<int64_t> shape) {
+    return Tensor::Allocate(dtype, std::move(shape));
+  }
+  // A copy of `tensor` on the model's device, for use on stream(). It is brought through pinned
+  // memory without waiting for it. `tensor` itself where the model computes on the host.
+  virtual absl::StatusOr<Tensor> ToDevice(const Tensor& tensor) { return tensor; }
+
   // Says that all tensors have been written: where the model computes on a device, passes see what
   // is in storage() only after this. Copies them there and returns when storage() may be written
   // again. Any thread, but not during a pass.
   virtual absl::Status WeightsWritten() { return absl::OkStatus(); }
+  // After Forward: returns when storage() has the buffers as that pass has left them.
+  virtual absl::Status AwaitBuffers() { return absl::OkStatus(); }
+  // Says that a pass will take these inputs, so that they can be brought to the device while others
+  // compute. Any thread; never waits for the device.
+  virtual void Stage(absl::Span<const Tensor> /*inputs*/) {}
 
   // Recurrent state of a batch, by index in config.states; empty = zeros.
   using States = std::vector<Tensor>;

@@ -113,8 +113,9 @@ Tensor Tensor::Zeros(DataType dtype, std::vector<int64_t> shape) {
 }
 
 Tensor Tensor::Adopt(DataType dtype, std::vector<int64_t> shape, void* data,
-                     std::shared_ptr<const void> owner) {
+                     std::shared_ptr<const void> owner, int device) {
   Tensor tensor;
+  tensor.device_ = device;
   tensor.dtype_ = dtype;
   tensor.shape_ = std::move(shape);
   tensor.data_ = data;
@@ -125,12 +126,14 @@ Tensor Tensor::Adopt(DataType dtype, std::vector<int64_t> shape, void* data,
 template <typename T>
 absl::Span<T> Tensor::As() {
   CHECK(Holds<T>(dtype_)) << "elements are " << DataTypeName(dtype_);
+  CHECK_EQ(device_, kHostDevice) << "the tensor is on " << DeviceName(device_);
   return absl::Span<T>(static_cast<T*>(data_), static_cast<size_t>(elements()));
 }
 
 template <typename T>
 absl::Span<const T> Tensor::As() const {
   CHECK(Holds<T>(dtype_)) << "elements are " << DataTypeName(dtype_);
+  CHECK_EQ(device_, kHostDevice) << "the tensor is on " << DeviceName(device_);
   return absl::Span<const T>(static_cast<const T*>(data_), static_cast<size_t>(elements()));
 }
 

@@ -10,6 +10,7 @@
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
 #include "absl/types/span.h"
+#include "common/base/device.h"
 #include "proto/model.pb.h"
 
 namespace codistill {
@@ -40,7 +41,8 @@ struct TensorView {
 };
 
 // A tensor in memory with shared ownership of its (64-byte aligned, unless adopted) bytes. Copies
-// share the data. Thread-safe as far as its bytes are not written.
+// share the data. Thread-safe as far as its bytes are not written. The memory is the host's, unless
+// whoever adopts it says otherwise: then only code for that device may look into it.
 class Tensor {
  public:
   Tensor() = default;
@@ -51,19 +53,20 @@ class Tensor {
 
   // Shares memory that `owner` keeps alive.
   static Tensor Adopt(DataType dtype, std::vector<int64_t> shape, void* data,
-                      std::shared_ptr<const void> owner);
+                      std::shared_ptr<const void> owner, int device = kHostDevice);
 
   bool empty() const { return data_ == nullptr; }
   DataType dtype() const { return dtype_; }
   const std::vector<int64_t>& shape() const { return shape_; }
   int64_t elements() const { return ElementCount(shape_); }
   size_t bytes() const { return static_cast<size_t>(elements()) * ElementSize(dtype_); }
+  int device() const { return device_; }  // common/base/device.h
   void* data() { return data_; }
   const void* data() const { return data_; }
   // Keeps the bytes alive, e.g. behind a gRPC slice.
   const std::shared_ptr<const void>& owner() const { return owner_; }
 
-  // Typed access; T must match dtype() (CHECKed).
+  // Typed access to host memory; T must match dtype() (both CHECKed).
   template <typename T>
   absl::Span<T> As();
   template <typename T>
@@ -73,6 +76,7 @@ class Tensor {
   DataType dtype_ = DT_INVALID;
   std::vector<int64_t> shape_;
   void* data_ = nullptr;
+  int device_ = kHostDevice;
   std::shared_ptr<const void> owner_;
 };
 

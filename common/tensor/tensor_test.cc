@@ -72,6 +72,17 @@ TEST(TensorDeathTest, WrongElementTypeIsOurBug) {
   EXPECT_DEATH(tensor.As<float>(), "FP16");
 }
 
+TEST(TensorDeathTest, MemoryOfADeviceIsNotTheHosts) {
+  float value = 0;
+  const Tensor tensor =
+      Tensor::Adopt(DT_FLOAT, {1}, &value, std::make_shared<int>(0), /*device=*/2);
+  EXPECT_EQ(tensor.device(), 2);
+  const Tensor copy = tensor;
+  EXPECT_EQ(copy.device(), 2);
+  EXPECT_EQ(Tensor::Allocate(DT_FLOAT, {1}).device(), kHostDevice);
+  EXPECT_DEATH(tensor.As<float>(), "the tensor is on cuda:2");
+}
+
 TEST(TensorViewTest, Sizes) {
   TensorView view{"w", DT_DOUBLE, {2, 2}, nullptr};
   EXPECT_EQ(view.elements(), 4);
