@@ -205,8 +205,10 @@ absl::StatusOr<std::vector<ServedModel>> OpenModels(const ServerPlan& plan) {
   options.weights = prediction.weights();
   options.held_versions = prediction.held_versions();
   options.low_priority = true;  // requests come first
-  // What libtorch optimises for a GPU it compiles anew for each size of batch.
-  options.optimize_predict = plan.optimize_passes && plan.device == "cpu";
+  // What libtorch optimises for a GPU it compiles anew for each size of batch, and what it
+  // optimises it computes in fp32.
+  options.optimize_predict =
+      plan.optimize_passes && plan.device == "cpu" && prediction.precision() == FP32;
   options.device = plan.device;
   options.precision = prediction.precision();
   JobModels of_job(std::move(options));

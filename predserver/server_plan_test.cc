@@ -95,11 +95,14 @@ TEST_F(ServerPlanTest, AllMistakesInTheFlagsAtOnce) {
   flags_.compute_threads = -2;
   flags_.spin_us = -1;
   flags_.held_versions = -1;
+  flags_.device = "gpu";
+  flags_.precision = "FP16";
   const std::string error = Error();
   for (const char* part :
        {"only one of --group, --teacher and --archive", "--job: missing",
         "--checkpoint: goes with --archive only", "--index: -1", "--weights: FP8",
-        "--compute_threads: -2", "--held_versions: -1", "--spin_us: -1; from 0"}) {
+        "--compute_threads: -2", "--held_versions: -1", "--spin_us: -1; from 0",
+        "--device: unknown device (gpu); cpu or cuda:N", "--precision: FP16; FP32 or BF16"}) {
     EXPECT_THAT(error, HasSubstr(part));
   }
   flags_ = ServerFlags();
@@ -110,6 +113,36 @@ TEST_F(ServerPlanTest, AllMistakesInTheFlagsAtOnce) {
   flags_.job = "j";
   flags_.model = "m";
   EXPECT_THAT(Error(), HasSubstr("one of --job and --model"));
+}
+
+TEST_F(ServerPlanTest, DevicesAndPrecisionAreTheJobsUnlessAFlagSaysOtherwise) {
+  flags_.group = "alpha,beta";
+  flags_.index = 1;
+  flags_.job = Write("job", Job());
+  EXPECT_EQ(PlanServer(flags_)->device, "cpu");
+  EXPECT_EQ(PlanServer(flags_)->job.prediction().precision(), FP32);
+  std::string text = Job();
+  for (const std::string name : {"\"alpha\"", "\"beta\""}) {
+    const size_t at = text.find(name) + name.size();
+    text.insert(at, name == "\"alpha\"" ? " prediction_devices: ['cuda:0', 'cuda:1']"
+                                        : " prediction_devices: ['cuda:0', 'cuda:3']");
+  }
+  flags_.job = Write("cuda", absl::StrCat(text, "teachers { name: 'mine' frozen { archive: '",
+                                          Folder(), "/old.pt' } prediction_devices: 'cuda:2' }"));
+  EXPECT_THAT(Error(), HasSubstr("have several devices (cuda:1, cuda:3)"));
+  flags_.device = "cuda:1";
+  EXPECT_EQ(PlanServer(flags_)->device, "cuda:1");
+  flags_.device.clear();
+  flags_.group = "beta";
+  flags_.precision = "BF16";
+  EXPECT_EQ(PlanServer(flags_)->device, "cuda:3");
+  EXPECT_EQ(PlanServer(flags_)->job.prediction().precision(), BF16);
+  flags_.group.clear();
+  flags_.teacher = "mine";
+  flags_.index = 0;
+  const auto plan = PlanServer(flags_);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->device, "cuda:2");
 }
 
 TEST_F(ServerPlanTest, GroupsShareAProcess) {

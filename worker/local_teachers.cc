@@ -385,7 +385,7 @@ class TurnTakingModel final : public Model {
   absl::StatusOr<Tensor> ToDevice(const Tensor& tensor) override {
     return model_->ToDevice(tensor);
   }
-  absl::Status WeightsWritten() override { return model_->WeightsWritten(); }
+  absl::Status WeightsWritten(int set) override { return model_->WeightsWritten(set); }
   absl::Status AwaitBuffers() override { return model_->AwaitBuffers(); }
   void Stage(absl::Span<const Tensor> inputs) override { model_->Stage(inputs); }
 

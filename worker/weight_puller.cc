@@ -81,7 +81,7 @@ absl::StatusOr<Version> WeightPuller::PullNow(TensorClient* tensors, uint64_t ge
       tensors->Pull(sync_ ? TensorClient::Source::kStep : TensorClient::Source::kAtLeastStep,
                     generation, step, options_.model->storage(), absl::Now() + LongestTransfer()));
   options_.progress->AddPulled(pulled.bytes);
-  CODISTILL_RETURN_IF_ERROR(options_.model->WeightsWritten());
+  CODISTILL_RETURN_IF_ERROR(options_.model->WeightsWritten(0));
   return pulled.version;
 }
 

@@ -381,6 +381,19 @@ TEST_F(FollowedModelTest, RoundsWeightsButNotBiases) {
     const auto logits = snapshot->model->Predict({FloatTensor({1, 2}, {1, 1})}, nullptr);
     EXPECT_NEAR(logits->values.As<float>()[0] - bias, sum, 2e-6) << DataType_Name(weights);
   }
+  // A pass in bfloat16 rounds what it multiplies, and says so.
+  options_.precision = BF16;
+  for (const DataType weights : {DT_FLOAT, DT_BFLOAT16, DT_INT8}) {
+    options_.weights = weights;
+    Follow();
+    Publish(1, 1, 0.3337f);
+    const Snapshot snapshot = WaitFor(1, 1);
+    ASSERT_NE(snapshot, nullptr);
+    EXPECT_EQ(snapshot->precision, weights == DT_FLOAT ? DT_BFLOAT16 : weights);
+    EXPECT_NE(Answer(snapshot), 0.3337f);
+    EXPECT_NEAR(Answer(snapshot), 0.3337f, 2e-3);
+  }
+  options_.precision = FP32;
   options_.weights = DT_HALF;
   EXPECT_THAT(std::string(FollowedModel::Create(options_).status().message()),
               HasSubstr("prediction.weights: DT_HALF"));

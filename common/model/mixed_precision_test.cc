@@ -277,6 +277,63 @@ TEST(MixedPrecisionTest, AnArchiveThatCannotIsRefusedWhenItIsLoaded) {
   EXPECT_THAT(std::string(status.message()), StartsWith(options.archive));
   EXPECT_THAT(std::string(status.message()),
               HasSubstr("a trial pass in bfloat16 (training.precision: BF16) failed: "));
+  std::swap(options.precision, options.predict_precision);
+  EXPECT_THAT(std::string(Model::Load(options).status().message()),
+              HasSubstr("a trial pass in bfloat16 (prediction.precision: BF16) failed: "));
+}
+
+std::unique_ptr<Model> LoadToPredict(const std::string& folder, const std::string& config,
+                                     Precision precision, bool optimize) {
+  Model::Options options;
+  options.archive = folder + "/m.pt";
+  options.predict_precision = precision;
+  options.optimize_predict = optimize;
+  EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(config, &options.config)) << config;
+  auto model = Model::Load(options);
+  if (!model.ok()) ADD_FAILURE() << model.status();
+  return model.ok() ? *std::move(model) : nullptr;
+}
+
+TEST(MixedPrecisionTest, PredictionsInBfloat16AgreeWithThoseOfFp32) {
+  const std::string lstm =
+      ExportForTest("m", "lstm_lm", {"vocabulary=7", "embedding=16", "hidden=16", "layers=2"});
+  const std::string lstm_config =
+      "inputs { name: 'tokens' dtype: DT_INT64 shape: 3 } states { name: 'h' shape: [2, -1, 16] }"
+      "states { name: 'c' shape: [2, -1, 16] } num_outputs: 7";
+  struct Case {
+    std::string folder;
+    std::string config;
+    Tensor input;
+  };
+  const std::vector<Case> cases = {
+      {MlpFolder(), kMlp, RandomFloats({32, 24}, 1)},
+      {ExportForTest("m", "resnet", {"depth=8", "width=4", "num_classes=10"}),
+       "inputs { name: 'image' shape: [3, 16, 16] } num_outputs: 10",
+       RandomFloats({8, 3, 16, 16}, 1)},
+      {lstm, lstm_config, Int64Tensor({2, 3}, {1, 2, 3, 6, 5, 0})}};
+  for (const Case& c : cases) {
+    for (const bool optimize : {false, true}) {
+      const auto exact = LoadToPredict(c.folder, c.config, FP32, false);
+      const auto low = LoadToPredict(c.folder, c.config, BF16, optimize);
+      ASSERT_TRUE(exact != nullptr && low != nullptr) << c.config;
+      Model::States want_states, states;
+      for (int pass = 0; pass < 3; ++pass) {  // a JIT may change its mind after a pass or two
+        const auto want = exact->Predict({c.input}, &want_states);
+        const auto got = low->Predict({c.input}, &states);
+        ASSERT_TRUE(want.ok() && got.ok()) << want.status() << got.status();
+        ASSERT_EQ(got->values.dtype(), DT_FLOAT);
+        EXPECT_NE(ToVector(got->values), ToVector(want->values)) << c.config;
+        EXPECT_LT(Difference(ToVector(got->values), ToVector(want->values)), 0.03) << c.config;
+        ASSERT_EQ(states.size(), want_states.size());
+        for (const Tensor& state : states) EXPECT_EQ(state.dtype(), DT_FLOAT);
+      }
+      // Training is not touched by it.
+      EXPECT_EQ(Train(low.get(), {c.input}, want_states).logits,
+                Train(exact.get(), {c.input}, want_states).logits);
+      EXPECT_TRUE(absl::IsUnimplemented(
+          Model::Compile(std::shared_ptr<const Model>(low.get(), [](const Model*) {})).status()));
+    }
+  }
 }
 
 // Rows of an embedding table, which a linear layer multiplies.

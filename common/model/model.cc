@@ -110,9 +110,10 @@ class TorchModel final : public Model {
   absl::StatusOr<PassResult> Run(torch::jit::Module* module,
                                  std::vector<torch::jit::IValue> arguments, int64_t batch,
                                  bool optimize) const;
-  // Run of our module as training computes it.
-  absl::StatusOr<PassResult> RunMixed(std::vector<torch::jit::IValue> arguments, int64_t batch) {
-    MixedPrecision mixed(options_.precision, at::Device(options_.device).type());
+  // Run of our module, unoptimised, in a certain precision.
+  absl::StatusOr<PassResult> RunMixed(Precision precision,
+                                      std::vector<torch::jit::IValue> arguments, int64_t batch) {
+    MixedPrecision mixed(precision, at::Device(options_.device).type());
     return Run(&module_, std::move(arguments), batch, /*optimize=*/false);
   }
   static Logits ToLogits(const at::Tensor& logits) { return {FromTorch(logits), logits.size(0)}; }
@@ -241,17 +242,20 @@ absl::StatusOr<Model::Logits> TorchModel::Predict(absl::Span<const Tensor> input
 absl::StatusOr<Model::Logits> TorchModel::PredictWith(torch::jit::Module* module, bool optimize,
                                                       absl::Span<const Tensor> inputs,
                                                       States* states) const {
+  // What the optimisation has recorded holds for one precision.
+  optimize &= options_.predict_precision == FP32;
   // What worked on zeros and fails now fails because of the values.
-  return CatchTorch(absl::StatusCode::kInvalidArgument, "forward() failed on this batch",
-                    [&]() -> absl::StatusOr<Logits> {
-                      torch::NoGradGuard no_grad;
-                      CODISTILL_ASSIGN_OR_RETURN(auto arguments, Arguments(inputs, states));
-                      CODISTILL_ASSIGN_OR_RETURN(
-                          const PassResult result,
-                          Run(module, std::move(arguments), inputs[0].shape()[0], optimize));
-                      Return(result, states);
-                      return ToLogits(result.logits);
-                    });
+  return CatchTorch(
+      absl::StatusCode::kInvalidArgument, "forward() failed on this batch",
+      [&]() -> absl::StatusOr<Logits> {
+        torch::NoGradGuard no_grad;
+        const MixedPrecision mixed(options_.predict_precision, at::Device(options_.device).type());
+        CODISTILL_ASSIGN_OR_RETURN(auto arguments, Arguments(inputs, states));
+        CODISTILL_ASSIGN_OR_RETURN(const PassResult result, Run(module, std::move(arguments),
+                                                                inputs[0].shape()[0], optimize));
+        Return(result, states);
+        return ToLogits(result.logits);
+      });
 }
 
 absl::StatusOr<Model::Logits> TorchModel::Forward(absl::Span<const Tensor> inputs, States* states,
@@ -272,7 +276,7 @@ absl::StatusOr<Model::Logits> TorchModel::Forward(absl::Span<const Tensor> input
                       }
                       CODISTILL_ASSIGN_OR_RETURN(
                           const PassResult result,
-                          RunMixed(std::move(arguments), inputs[0].shape()[0]));
+                          RunMixed(options_.precision, std::move(arguments), inputs[0].shape()[0]));
                       CODISTILL_RETURN_IF_ERROR(tensors_.PutBuffersBack());
                       Return(result, states);
                       output_ = result.logits;
@@ -422,10 +426,17 @@ absl::Status TorchModel::CheckTrialPass() {
     return absl::InvalidArgumentError(Error(absl::StrCat(
         "forward() changes ", changed, " in eval mode; it may do so in training only")));
   }
-  if (options_.precision == FP32) return absl::OkStatus();
-  return CatchTorch(absl::StatusCode::kInvalidArgument,
-                    Error("a trial pass in bfloat16 (training.precision: BF16) failed"),
-                    [&] { return RunMixed(seen, kBatch).status(); });
+  const std::pair<Precision, absl::string_view> precisions[] = {
+      {options_.precision, "training.precision"},
+      {options_.predict_precision, "prediction.precision"}};
+  for (const auto& [precision, field] : precisions) {
+    if (precision == FP32) continue;
+    CODISTILL_RETURN_IF_ERROR(
+        CatchTorch(absl::StatusCode::kInvalidArgument,
+                   Error(absl::StrCat("a trial pass in bfloat16 (", field, ": BF16) failed")),
+                   [&, mixed = precision] { return RunMixed(mixed, seen, kBatch).status(); }));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status TorchModel::CheckForward() {
@@ -463,6 +474,9 @@ class CompiledModel final : public Model {
 
 absl::StatusOr<std::shared_ptr<const Model>> TorchModel::DoCompile(
     std::shared_ptr<const Model> self) const {
+  if (options_.predict_precision != FP32) {
+    return absl::UnimplementedError("only passes in fp32 can be compiled for their weights");
+  }
   using Result = absl::StatusOr<std::shared_ptr<const Model>>;
   return CatchTorch(
       absl::StatusCode::kFailedPrecondition, Error("cannot be compiled"), [&]() -> Result {

@@ -42,6 +42,7 @@ class Model {
     int weight_sets = 1;
     // BF16: Predict computes matrix products and convolutions in bfloat16 (libtorch's automatic
     // mixed precision), from weights that stay fp32; logits are fp32.
+    // BF16: the same for Predict; its logits and states are fp32.
     Precision predict_precision = FP32;
   };
   // NOT_FOUND / DATA_LOSS name the file. INVALID_ARGUMENT: forward()'s arguments are not the job's
@@ -88,10 +89,10 @@ class Model {
   // memory without waiting for it. `tensor` itself where the model computes on the host.
   virtual absl::StatusOr<Tensor> ToDevice(const Tensor& tensor) { return tensor; }
 
-  // Says that all tensors have been written: where the model computes on a device, passes see what
-  // is in storage() only after this. Copies them there and returns when storage() may be written
-  // again. Any thread, but not during a pass.
-  virtual absl::Status WeightsWritten() { return absl::OkStatus(); }
+  // Says that all tensors of weight set `set` have been written: where the model computes on a
+  // device, passes see what is in storage() only after this. Copies them there and returns when
+  // they may be written again. Any thread, but not during a pass that uses the set.
+  virtual absl::Status WeightsWritten(int /*set*/) { return absl::OkStatus(); }
   // After Forward: returns when storage() has the buffers as that pass has left them.
   virtual absl::Status AwaitBuffers() { return absl::OkStatus(); }
   // Says that a pass will take these inputs, so that they can be brought to the device while others
