@@ -333,7 +333,7 @@ absl::Status FollowedModelImpl::Load(const Target& target, std::unique_ptr<Model
 absl::Status FollowedModelImpl::Prepare(Model* model) const {
   if (wants_ == nullptr) return PrepareModel(forward_, weights_, model);
   RoundWeights(weights_, model);
-  return model->WeightsWritten(0);
+  return model->UseWeights(0);
 }
 
 void FollowedModelImpl::Publish(std::unique_ptr<Model> model, FollowedTables::Result rows,

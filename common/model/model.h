@@ -33,6 +33,8 @@ class Model {
     // BF16: Forward and Backward compute in automatic mixed precision. Weights, gradients, states
     // and running statistics are fp32 all the same.
     Precision precision = FP32;
+    // BF16: the same for Predict; its logits and states are fp32. It is not optimised then.
+    Precision predict_precision = FP32;
     // Predict runs with the JIT's graph optimisation on, which makes a pass over few examples
     // cheaper. The archive is compiled for it while it loads; the bits of a pass may then differ
     // from those of a model without.
@@ -40,10 +42,6 @@ class Model {
     // Sets of weights and buffers, 1 or 2: with two, the next weights can come in while passes use
     // the others. Each takes a model's memory.
     int weight_sets = 1;
-    // BF16: Predict computes matrix products and convolutions in bfloat16 (libtorch's automatic
-    // mixed precision), from weights that stay fp32; logits are fp32.
-    // BF16: the same for Predict; its logits and states are fp32.
-    Precision predict_precision = FP32;
   };
   // NOT_FOUND / DATA_LOSS name the file. INVALID_ARGUMENT: forward()'s arguments are not the job's
   // inputs and states (names both), or a trial pass on zeros does not give [rows, num_outputs]
@@ -72,8 +70,14 @@ class Model {
   // the other set, so that any thread may write there meanwhile.
   virtual absl::Span<const TensorView> storage(int /*set*/) const { return storage(); }
   // From now on passes compute with this set, at first 0, and with what is in it now: to be called
-  // when a set has been written, the one in use too. Not between a Forward and its Backward.
+  // when a set has been written, the one in use too. Not between a Forward and its Backward. Where
+  // the model computes on a device this brings them there, unless WeightsWritten has.
   virtual absl::Status UseWeights(int /*set*/) { return absl::OkStatus(); }
+  // Brings a set that has been written to the device ahead of the UseWeights that will follow, and
+  // returns when it may be written again. Any thread, but not during a pass that uses the set,
+  // which would see some of it. Does nothing where the model computes on the host.
+  virtual absl::Status WeightsWritten(int /*set*/) { return absl::OkStatus(); }
+
   // Where passes compute, and where Forward's logits and Backward's gradient are: kHostDevice or a
   // CUDA device (common/base/device.h). storage(), Predict's logits, states and the gradients of
   // parameters and inputs are the host's in any case. With errors of a CUDA device see
@@ -89,10 +93,6 @@ class Model {
   // memory without waiting for it. `tensor` itself where the model computes on the host.
   virtual absl::StatusOr<Tensor> ToDevice(const Tensor& tensor) { return tensor; }
 
-  // Says that all tensors of weight set `set` have been written: where the model computes on a
-  // device, passes see what is in storage() only after this. Copies them there and returns when
-  // they may be written again. Any thread, but not during a pass that uses the set.
-  virtual absl::Status WeightsWritten(int /*set*/) { return absl::OkStatus(); }
   // After Forward: returns when storage() has the buffers as that pass has left them.
   virtual absl::Status AwaitBuffers() { return absl::OkStatus(); }
   // Says that a pass will take these inputs, so that they can be brought to the device while others

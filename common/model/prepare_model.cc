@@ -110,7 +110,7 @@ absl::Status WarmUp(const ModelConfig& config, const Model& model) {
 absl::Status PrepareModel(const ModelConfig& config, DataType weights, Model* model) {
   CODISTILL_RETURN_IF_ERROR(CheckWeights(*model));
   RoundWeights(weights, model);
-  CODISTILL_RETURN_IF_ERROR(model->WeightsWritten(0));
+  CODISTILL_RETURN_IF_ERROR(model->UseWeights(0));
   return WarmUp(config, *model);
 }
 
