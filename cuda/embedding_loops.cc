@@ -1,6 +1,7 @@
 #include "cuda/embedding_loops.h"
 
 #include <algorithm>
+#include <cstring>
 
 // The sets between these bring nothing here.
 #define HWY_DISABLED_TARGETS (HWY_SSSE3 | HWY_AVX3_DL)
@@ -21,6 +22,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 // Rows ahead whose memory is asked for: a row comes from anywhere, so that no processor guesses it.
 constexpr int64_t kRowsAhead = 16;
 constexpr int64_t kLineFloats = 64 / sizeof(float);
+constexpr int64_t kLongRow = 64;  // floats from which on memcpy's way with a row is the best
 
 HWY_INLINE void PrefetchRow(const float* row, int64_t dim) {
   // Of long rows the beginning: the processor itself sees how it goes on.
@@ -30,6 +32,10 @@ HWY_INLINE void PrefetchRow(const float* row, int64_t dim) {
 }
 
 HWY_INLINE void CopyRow(const float* HWY_RESTRICT from, int64_t dim, float* HWY_RESTRICT to) {
+  if (dim >= kLongRow) {
+    std::memcpy(to, from, dim * sizeof(float));
+    return;
+  }
   const hn::ScalableTag<float> d;
   const hn::CappedTag<float, 4> d4;
   const int64_t lanes = static_cast<int64_t>(hn::Lanes(d));
@@ -43,6 +49,13 @@ HWY_INLINE void CopyRow(const float* HWY_RESTRICT from, int64_t dim, float* HWY_
 int64_t Gather(const float* HWY_RESTRICT table, int64_t rows, int64_t dim,
                const uint32_t* HWY_RESTRICT index, int64_t places, int64_t begin, int64_t end,
                float* HWY_RESTRICT to) {
+  if (dim == 1) {
+    for (int64_t i = begin; i < end; ++i) {
+      if (index[i] >= rows) return i;
+      to[i] = table[index[i]];
+    }
+    return end;
+  }
   for (int64_t i = begin; i < end; ++i) {
     if (i + kRowsAhead < places && index[i + kRowsAhead] < rows) {
       PrefetchRow(table + index[i + kRowsAhead] * dim, dim);
