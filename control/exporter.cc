@@ -110,7 +110,7 @@ absl::Status ExportModels(const JobConfig& job, const std::string& job_directory
     if (!child.Poll()->clean()) {
       return absl::InvalidArgumentError(absl::StrCat("model.export: models/export.py --module ",
                                                      module, " ", child.Poll()->ToString(), ":\n",
-                                                     TailOfFile(log, 8)));
+                                                     TailOfFile(log, 24)));
     }
     // Last: who finds the recipe finds the files it made.
     CODISTILL_RETURN_IF_ERROR(WriteFileAtomically(recipe_path, recipe));

@@ -12,8 +12,13 @@ bytes whenever module, options, seed and torch are the same.
     def build(options: dict[str, str]) -> torch.nn.Module
 
 Its forward() takes the job's inputs in the job's order (then recurrent states) and returns the
-logits (then the new states). It must go through torch.jit.script. Reading options with
-models.options.Options gives checked values and clear errors.
+logits (then the new states). It must go through torch.jit.script, or be traced by build() itself.
+Reading options with models.options.Options gives checked values and clear errors.
+
+    python3 models/export.py --check JOB.textproto
+
+writes nothing: it builds the job's model and runs forward() on made-up examples of the job's inputs,
+in training and evaluation mode, and tells names, shapes and dtypes, or the first thing that is wrong.
 
 Exit status: 0 done; 1 the model cannot be exported or a file cannot be written; 2 a bad argument or
 option.
@@ -34,6 +39,9 @@ if str(_FOLDER.parent) not in sys.path:
     # Modules import models.options from wherever they are started.
     sys.path.insert(0, str(_FOLDER.parent))
 
+# Kernels of oneDNN 2 that compute in bfloat16 with AMX end the process; it looks once, early.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+
 try:
     import torch
 except ImportError as import_error:
@@ -42,7 +50,7 @@ except ImportError as import_error:
         "on Debian install python3-torch and run /usr/bin/python3"
     )
 
-from models import tensor_files  # noqa: E402
+from models import check, job_file, tensor_files  # noqa: E402
 from models.options import OptionError  # noqa: E402
 
 BUILTIN = ("ctr", "lstm_lm", "mlp", "resnet")
@@ -73,8 +81,41 @@ def load_module(name, directory):
         sys.path.append(str(path.resolve().parent))  # files that it imports from its own folder
     spec.loader.exec_module(module)
     if not callable(getattr(module, "build", None)):
-        raise UsageError(f"--module {name}: {path} has no function build(options)")
+        raise UsageError(f"--module {name}: {path} has no function build(options)" + _hint(module))
     return module
+
+
+def _hint(module):
+    """How build() might look, where the file has a network to return."""
+    classes = [
+        value.__name__
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, torch.nn.Module)
+        and value.__module__ == module.__name__
+    ]
+    if not classes:
+        return ""
+    return f"; for example:\n\n    def build(options):\n        return {classes[-1]}()\n"
+
+
+def script(model):
+    """The model as torch.jit.script compiles it; ModelError says what the compiler said, and a way out."""
+    try:
+        return torch.jit.script(model)
+    except Exception as error:  # of several kinds
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        text = "\n".join(f"    {line}" for line in lines[:16])
+        raise tensor_files.ModelError(
+            f"torch.jit.script cannot compile {type(model).__name__}.forward():\n{text}\n"
+            "What TorchScript can do: https://pytorch.org/docs/stable/jit_language_reference.html. "
+            "Arguments that are no\ntensors need annotations; *args, **kwargs, and most of the standard "
+            "library have no place in forward().\n"
+            "Where a part has no branches that depend on data, build() may trace it instead:\n"
+            "    model.part = torch.jit.trace(model.part, example)    # of a batch of 2 or more\n"
+            "Dropout and batch norm must stay outside what is traced: a trace does not know train() "
+            "from eval()."
+        ) from None
 
 
 def build_scripted(module, options, seed):
@@ -89,7 +130,7 @@ def build_scripted(module, options, seed):
             f"build() returned {type(model).__name__}; it must return a torch.nn.Module"
         )
     model.train()
-    return model if isinstance(model, torch.jit.ScriptModule) else torch.jit.script(model)
+    return model if isinstance(model, torch.jit.ScriptModule) else script(model)
 
 
 def archive_bytes(scripted):
@@ -160,7 +201,9 @@ def parse_arguments(argv):
     parser = argparse.ArgumentParser(
         prog="export.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--module", required=True, help=", ".join(BUILTIN) + ", or FILE.py")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--module", help=", ".join(BUILTIN) + ", or FILE.py")
+    what.add_argument("--check", metavar="JOB", help="try the model of a job file, write nothing")
     parser.add_argument(
         "--module_dir", default=".", help="folder that a relative FILE.py is taken from"
     )
@@ -168,8 +211,23 @@ def parse_arguments(argv):
         "--option", action="append", default=[], metavar="KEY=VALUE", help="option of the module"
     )
     parser.add_argument("--seed", type=seed_argument, default=1, help="of the initial weights")
-    parser.add_argument("--out", required=True, help="path of the files, without their endings")
-    return parser.parse_args(argv)
+    parser.add_argument("--out", help="path of the files, without their endings")
+    args = parser.parse_args(argv)
+    if args.module is not None and args.out is None:
+        parser.error("--module needs --out")
+    return args
+
+
+def run_check(args):
+    model = job_file.read_model(args.check)
+    args.module = model.module  # whom errors name
+    args.option = [f"{key}={value}" for key, value in model.options.items()]
+    module = load_module(model.module, pathlib.Path(args.check).resolve().parent)
+    scripted = build_scripted(module, model.options, args.seed)
+    print(f"{args.check}: {model.module} builds {scripted.original_name}")
+    check.check(scripted, model, report=lambda line: print(f"  {line}"))
+    archive_bytes(scripted)
+    print("  ok")
 
 
 def run(args):
@@ -206,14 +264,21 @@ def run(args):
         )
 
 
+def _given(args, error):
+    """What a build() that misses an option might have been told."""
+    if not isinstance(error, KeyError):
+        return ""
+    return f"; options given: {', '.join(args.option) or 'none'}"
+
+
 def main(argv):
     args = parse_arguments(argv)
     # One thread: the order of additions in an initializer must not depend on the machine's cores.
     torch.set_num_threads(1)
     try:
-        run(args)
+        run_check(args) if args.check is not None else run(args)
         return 0
-    except (UsageError, OptionError) as error:
+    except (UsageError, OptionError, job_file.JobFileError) as error:
         print(f"export.py: {error}", file=sys.stderr)
         return 2
     except (tensor_files.ModelError, OSError) as error:
@@ -221,7 +286,10 @@ def main(argv):
         return 1
     except Exception as error:  # whatever a user's module or torch.jit raises
         traceback.print_exc()
-        print(f"export.py: {args.module} failed: {type(error).__name__}: {error}", file=sys.stderr)
+        print(
+            f"export.py: {args.module} failed: {type(error).__name__}: {error}{_given(args, error)}",
+            file=sys.stderr,
+        )
         return 1
 
 

@@ -50,18 +50,21 @@ std::vector<BatchPart> SplitBatch(int64_t examples, int64_t rows, int64_t parts)
   return out;
 }
 
-Tensor Slice(const Tensor& tensor, int64_t first, int64_t count) {
+Tensor Slice(const Tensor& tensor, int64_t total, int64_t first, int64_t count) {
   if (tensor.empty()) return tensor;
   std::vector<int64_t> shape = tensor.shape();
-  const size_t each = shape[0] == 0 ? 0 : tensor.bytes() / static_cast<size_t>(shape[0]);
+  if (shape.empty() || shape[0] != total) shape = {total, tensor.elements() / total};
   shape[0] = count;
+  const size_t each = tensor.bytes() / static_cast<size_t>(total);
   char* const data = const_cast<char*>(Bytes(tensor)) + static_cast<size_t>(first) * each;
   return Tensor::Adopt(tensor.dtype(), std::move(shape), data, tensor.owner());
 }
 
-TopKPrediction Slice(const TopKPrediction& prediction, int64_t first, int64_t count) {
-  return {Slice(prediction.index, first, count), Slice(prediction.value, first, count),
-          Slice(prediction.tail, first, count)};
+TopKPrediction Slice(const TopKPrediction& prediction, int64_t total, int64_t first,
+                     int64_t count) {
+  return {Slice(prediction.index, total, first, count),
+          Slice(prediction.value, total, first, count),
+          Slice(prediction.tail, total, first, count)};
 }
 
 Model::States CutStates(const ModelConfig& config, const Model::States& states,

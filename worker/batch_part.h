@@ -26,10 +26,11 @@ struct BatchPart {
 // is a multiple of `examples`; both at least 1.
 std::vector<BatchPart> SplitBatch(int64_t examples, int64_t rows, int64_t parts);
 
-// Elements [first, first + count) of the first dimension, over the same bytes. An empty tensor
-// stays one.
-Tensor Slice(const Tensor& tensor, int64_t first, int64_t count);
-TopKPrediction Slice(const TopKPrediction& prediction, int64_t first, int64_t count);
+// Of `total` examples or rows, as many as `tensor` holds in row-major order whatever its dimensions
+// (labels of a text are [lanes, unroll]), those from `first` on: [count, ...] over the same bytes.
+// An empty tensor stays one.
+Tensor Slice(const Tensor& tensor, int64_t total, int64_t first, int64_t count);
+TopKPrediction Slice(const TopKPrediction& prediction, int64_t total, int64_t first, int64_t count);
 
 // Recurrent states of the part's examples: copies, because the batch need not be the first
 // dimension, unless the part is the whole batch. No states stay none.

@@ -46,7 +46,7 @@ absl::StatusOr<TrainingPass::Result> TrainingPass::Run(const BatchPipeline::Step
     const BatchPart& part = parts[p];
     std::vector<Tensor> part_inputs;
     for (const Tensor& input : inputs) {
-      part_inputs.push_back(Slice(input, part.first, part.examples));
+      part_inputs.push_back(Slice(input, batch.examples, part.first, part.examples));
     }
     Model::States part_states = CutStates(model, *states, part);
     TraceSpan forward("compute", "forward");
@@ -127,7 +127,9 @@ absl::StatusOr<TrainingPass::Result> TrainingPass::ComputeLoss(
   inputs.rows = logits.rows;
   inputs.classes = options_.job.model().num_outputs();
   inputs.logits = logits.values.As<float>().data();
-  const auto rows_of = [&part](const auto& all) { return Slice(all, part.first_row, part.rows); };
+  const auto rows_of = [&part, &batch](const auto& all) {
+    return Slice(all, batch.rows, part.first_row, part.rows);
+  };
   // Views, as long as what they are cut from.
   const Tensor labels = rows_of(batch.labels), targets = rows_of(batch.targets);
   if (!labels.empty()) inputs.labels = labels.As<int64_t>().data();

@@ -207,6 +207,7 @@ Problem Lanes() {
     labels.push_back(i * 3 % 7);
   }
   problem.batch = Batch(8, labels);
+  problem.batch.labels = Int64Tensor({8, 3}, labels);  // as readers of text have them
   problem.inputs = {Int64Tensor({8, 3}, tokens)};
   problem.states = {RandomFloats({2, 8, 5}, 5), RandomFloats({2, 8, 5}, 6)};
   problem.predictions.logits = {RandomFloats({24, 7}, 2)};

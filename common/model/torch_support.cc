@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
 
@@ -47,7 +48,9 @@ Tensor FromTorch(const at::Tensor& tensor) {
   return Tensor::Adopt(dtype, std::move(shape), data, std::move(owner));
 }
 
-std::string TorchMessage(const std::exception& error) {
+namespace {
+
+std::string MessageOf(const std::exception& error) {
   std::string text = error.what();
   if (const auto* c10_error = dynamic_cast<const c10::Error*>(&error)) {
     text = c10_error->what_without_backtrace();
@@ -61,6 +64,17 @@ std::string TorchMessage(const std::exception& error) {
     return last;
   }
   return std::string(absl::StripAsciiWhitespace(text));
+}
+
+}  // namespace
+
+std::string TorchMessage(const std::exception& error) {
+  std::string message = MessageOf(error);
+  // All that libtorch says of what is most often a vocabulary of another size.
+  if (absl::EndsWith(message, "index out of range in self")) {
+    message += "; an nn.Embedding has fewer rows than the indices it is given";
+  }
+  return message;
 }
 
 void SetTorchThreads(int threads) {
