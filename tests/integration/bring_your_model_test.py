@@ -138,8 +138,8 @@ class BringYourModelTest(unittest.TestCase):
             with open(self.dir / name / "metrics.csv", encoding="ascii") as file:
                 curves = list(csv.DictReader(file))
             for group in summary["groups"]:
-                self.assertEqual(group["steps"], 400)
-                self.assertEqual(group["teacher"]["used_steps"], 300)
+                self.assertEqual(group["steps"], 1000)
+                self.assertEqual(group["teacher"]["used_steps"], 600)
                 self.assertEqual(group["teacher"]["skipped_steps"], 0)
                 # The labels alone are worth 0.64 nats.
                 self.assertLess(group["final"]["validation_loss"], 0.4)
@@ -149,7 +149,7 @@ class BringYourModelTest(unittest.TestCase):
                     for row in curves
                     if row["group"] == group["name"] and row["name"] == "train_loss"
                 ]
-                self.assertLess(trained[-1], trained[0] / 1.5)
+                self.assertLess(trained[-1], 0.7 * trained[0])
                 losses[name, group["name"]] = group["final"]["validation_loss"]
         # Mixed precision and micro-batches change the roundings and the noise, not what is learnt.
         for group in ("alpha", "beta"):
