@@ -1,8 +1,17 @@
 // Sigmoid cross-entropy and squared error with distillation: the vector kernel. Every element is on
 // its own, so rows are laid end to end and cut into blocks; a single-logit model fills vectors too.
 
+#include <algorithm>
+#include <cfloat>
 #include <cmath>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
 
+#include "common/tensor/bfloat16.h"
+#include "cuda/float_rows.h"
 #include "cuda/loss_kernels.h"
 
 // The sets between these bring nothing here.
@@ -40,6 +49,53 @@ Binary FromLogit(F32 d, V32 x) {
   return b;
 }
 
+// The teacher's own probability of yes.
+Binary FromProbability(F32 d, V32 q) {
+  const V32 smallest = hn::Set(d, FLT_MIN);
+  Binary b;
+  b.yes = q;
+  b.no = hn::Sub(hn::Set(d, 1.0f), q);
+  b.log_yes = hn::Log(d, hn::Max(smallest, b.yes));
+  b.log_no = hn::Log(d, hn::Max(smallest, b.no));
+  return b;
+}
+
+// A block's part of an array of [rows, classes]: where it is or, of another format, a copy.
+class BlockOfRows {
+ public:
+  BlockOfRows(const void* data, NumberFormat format, const float* scale, int64_t classes,
+              int64_t block_rows)
+      : data_(data), format_(format), scale_(scale), classes_(classes) {
+    if (format_ != NumberFormat::kFloat32) decoded_.resize(block_rows * classes);
+  }
+
+  void Load(int64_t first_row, int64_t rows) {
+    if (format_ == NumberFormat::kFloat32) {
+      values_ = static_cast<const float*>(data_) + first_row * classes_;
+      return;
+    }
+    values_ = decoded_.data();
+    if (scale_ == nullptr) {
+      DecodeNumbers(data_, format_, first_row * classes_, rows * classes_, 0, decoded_.data());
+      return;
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      DecodeNumbers(data_, format_, (first_row + row) * classes_, classes_,
+                    scale_[first_row + row], decoded_.data() + row * classes_);
+    }
+  }
+
+  const float* values() const { return values_; }
+
+ private:
+  const void* data_;
+  NumberFormat format_;
+  const float* scale_;
+  int64_t classes_;
+  std::vector<float> decoded_;
+  const float* values_ = nullptr;
+};
+
 class ElementwiseKernel {
  public:
   explicit ElementwiseKernel(const LossWork& work)
@@ -47,26 +103,50 @@ class ElementwiseKernel {
         options_(*work.options),
         inputs_(*work.inputs),
         inverse_t_(hn::Set(d_, 1.0f / options_.temperature)),
-        teacher_share_(hn::Set(d_, work_.teachers.empty() ? 0 : 1.0f / work_.teachers.size())),
+        teacher_share_(hn::Set(d_, inputs_.teachers.empty() ? 0 : 1.0f / inputs_.teachers.size())),
         keep_(hn::Set(d_, 1 - options_.label_smoothing)),
-        shift_(hn::Set(d_, options_.label_smoothing / 2)) {}
+        shift_(hn::Set(d_, options_.label_smoothing / 2)),
+        logits_(inputs_.logits, inputs_.logits_format, nullptr, inputs_.classes, work.block_rows) {
+    // Kept apart until the block is known to be sound, where it would replace what is to be shown.
+    const bool in_place = work.gradient == inputs_.logits;
+    if (work.gradient != nullptr && (in_place || inputs_.logits_format != NumberFormat::kFloat32)) {
+      gradient_.resize(work.block_rows * inputs_.classes);
+    }
+    if (inputs_.row_weights != nullptr) weights_.resize(work.block_rows * inputs_.classes);
+    for (size_t k = 0; work.teach && k < inputs_.teachers.size(); ++k) {
+      const DenseTeacher& teacher = inputs_.teachers[k];
+      teachers_.emplace_back(teacher.values, teacher.format, teacher.scale, inputs_.classes,
+                             work.block_rows);
+    }
+  }
 
   void Block(int64_t block) {
     const int64_t classes = inputs_.classes, lanes = hn::Lanes(d_);
     const int64_t first_row = block * work_.block_rows;
     const int64_t rows = HWY_MIN(work_.block_rows, inputs_.rows - first_row);
-    const int64_t begin = first_row * classes, end = begin + rows * classes;
+    const int64_t size = rows * classes;
+    Load(first_row, rows);
     work_.correct[block] = CountCorrect(first_row, rows);
+    float* const gradient = work_.gradient == nullptr ? nullptr
+                            : gradient_.empty()
+                                ? static_cast<float*>(work_.gradient) + first_row * classes
+                                : gradient_.data();
     // Every term is a mean over classes.
     const double scale = work_.row_scale / static_cast<double>(classes);
     const V32 label_scale = hn::Set(d_, static_cast<float>(scale));
     const V32 teacher_scale = hn::Set(d_, static_cast<float>(scale * inputs_.teacher_weight));
-    V32 label_sum = hn::Zero(d_), teacher_sum = hn::Zero(d_);
-    for (int64_t i = begin; i < end; i += lanes) {
-      const int64_t count = HWY_MIN(lanes, end - i);
-      const auto real = hn::FirstN(d_, count);
-      const V32 z = Load(work_.logits + i, count);
-      const V32 y = Load(inputs_.targets + i, count);
+    const V32 zero = hn::Zero(d_);
+    V32 label_sum = zero, teacher_sum = zero;
+    outside_ = zero;
+    for (int64_t i = 0; i < size; i += lanes) {
+      const int64_t count = HWY_MIN(lanes, size - i);
+      // Zero where there is no element or its row does not count.
+      const V32 weight = hn::IfThenElseZero(
+          hn::FirstN(d_, count),
+          weights_.empty() ? hn::Set(d_, 1.0f) : Load(weights_.data() + i, count));
+      const auto counts = hn::Gt(weight, zero);
+      const V32 z = Load(logits_.values() + i, count);
+      const V32 y = Load(targets_ + i, count);
       V32 phi, phi_slope;
       if (options_.label_loss == LossOptions::kSigmoidCrossEntropy) {
         const V32 target = hn::MulAdd(y, keep_, shift_);
@@ -74,23 +154,26 @@ class ElementwiseKernel {
       } else {
         HalfSquare(z, y, &phi, &phi_slope);
       }
-      label_sum = hn::Add(label_sum, hn::IfThenElseZero(real, phi));
+      label_sum = hn::Add(label_sum, hn::IfThenElseZero(counts, hn::Mul(weight, phi)));
       V32 slope = hn::Mul(phi_slope, label_scale);
       if (work_.teach) {
         V32 psi, psi_slope;
-        Teach(i, count, z, &psi, &psi_slope);
-        teacher_sum = hn::Add(teacher_sum, hn::IfThenElseZero(real, psi));
+        Teach(i, count, z, counts, &psi, &psi_slope);
+        teacher_sum = hn::Add(teacher_sum, hn::IfThenElseZero(counts, hn::Mul(weight, psi)));
         slope = hn::MulAdd(psi_slope, teacher_scale, slope);
       }
-      if (work_.gradient == nullptr) continue;
+      if (gradient == nullptr) continue;
+      slope = hn::IfThenElseZero(counts, hn::Mul(weight, slope));
       if (count == lanes) {
-        hn::StoreU(slope, d_, work_.gradient + i);
+        hn::StoreU(slope, d_, gradient + i);
       } else {
-        StorePartial(d_, slope, work_.gradient + i, count);
+        StorePartial(d_, slope, gradient + i, count);
       }
     }
     work_.label_loss[block] = Sum(d_, label_sum) / static_cast<double>(classes);
     work_.teacher_loss[block] = Sum(d_, teacher_sum) / static_cast<double>(classes);
+    NameFaults(block, first_row, rows);
+    if (!gradient_.empty()) StoreGradient(first_row, size);
   }
 
  private:
@@ -99,15 +182,65 @@ class ElementwiseKernel {
                                                         : LoadPartial(d_, x, count);
   }
 
+  void Load(int64_t first_row, int64_t rows) {
+    logits_.Load(first_row, rows);
+    targets_ = inputs_.targets + first_row * inputs_.classes;
+    for (BlockOfRows& teacher : teachers_) teacher.Load(first_row, rows);
+    if (weights_.empty()) return;
+    for (int64_t row = 0; row < rows; ++row) {
+      std::fill_n(weights_.begin() + row * inputs_.classes, inputs_.classes,
+                  inputs_.row_weights[first_row + row]);
+    }
+  }
+
+  // The block's gradient to where it is wanted.
+  void StoreGradient(int64_t first_row, int64_t size) const {
+    const int64_t begin = first_row * inputs_.classes;
+    if (inputs_.logits_format == NumberFormat::kBfloat16) {
+      ToBfloat16(gradient_.data(), size, static_cast<uint16_t*>(work_.gradient) + begin);
+    } else {
+      std::memcpy(static_cast<float*>(work_.gradient) + begin, gradient_.data(),
+                  size * sizeof(float));
+    }
+  }
+
+  // Before the gradient may have replaced the logits.
+  void NameFaults(int64_t block, int64_t first_row, int64_t rows) const {
+    const bool finite =
+        std::isfinite(work_.label_loss[block]) && std::isfinite(work_.teacher_loss[block]);
+    if (finite && hn::AllTrue(d_, hn::Eq(outside_, hn::Zero(d_)))) return;
+    for (int64_t row = first_row; row < first_row + rows; ++row) {
+      if (!(RowWeight(options_, inputs_, row) > 0)) continue;
+      std::string fault = FindFault(work_, row, finite || !LossOverflows(row - first_row));
+      if (fault.empty()) continue;
+      work_.faults->Add(row, std::move(fault));
+      return;
+    }
+  }
+
+  // Whether a number of the block's row is not finite, or too large for the loss to be.
+  bool LossOverflows(int64_t row) const {
+    const int64_t begin = row * inputs_.classes, end = begin + inputs_.classes;
+    constexpr float kLarge = 1e18f;  // its square is about as large as a float gets
+    bool overflows = false;
+    for (int64_t i = begin; i < end; ++i) {
+      overflows |= !(std::abs(logits_.values()[i]) < kLarge) || !(std::abs(targets_[i]) < kLarge);
+      for (const BlockOfRows& teacher : teachers_) {
+        overflows |= !(std::abs(teacher.values()[i]) < kLarge);
+      }
+    }
+    return overflows;
+  }
+
   int64_t CountCorrect(int64_t first_row, int64_t rows) const {
     if (options_.label_loss != LossOptions::kSigmoidCrossEntropy) return 0;
-    const float* z = work_.logits + first_row * inputs_.classes;
-    const float* y = inputs_.targets + first_row * inputs_.classes;
+    const float* z = logits_.values();
+    const float* y = targets_;
     int64_t correct = 0;
     for (int64_t row = 0; row < rows; ++row) {
       int64_t agree = 0;
       for (int64_t c = 0; c < inputs_.classes; ++c) agree += (*z++ > 0) == (*y++ > 0.5f);
-      correct += agree == inputs_.classes;
+      correct += agree == inputs_.classes && RowWeight(options_, inputs_, first_row + row) > 0;
     }
     return correct;
   }
@@ -127,16 +260,32 @@ class ElementwiseKernel {
 
   V32 MeanLogit(int64_t i, int64_t count) const {
     V32 sum = hn::Zero(d_);
-    for (const float* teacher : work_.teachers) sum = hn::Add(sum, Load(teacher + i, count));
+    for (const BlockOfRows& teacher : teachers_) {
+      sum = hn::Add(sum, Load(teacher.values() + i, count));
+    }
     return hn::Mul(sum, teacher_share_);
   }
 
-  Binary MeanProbability(int64_t i, int64_t count) const {
+  // What teacher k says of the elements, noting probabilities that are none.
+  template <typename Mask>
+  Binary Said(size_t k, int64_t i, int64_t count, Mask counts) {
+    const V32 x = Load(teachers_[k].values() + i, count);
+    if (inputs_.teachers[k].kind == DenseTeacher::kLogits) {
+      return FromLogit(d_, hn::Mul(x, inverse_t_));
+    }
+    const V32 beyond = hn::Max(hn::Neg(x), hn::Sub(x, hn::Set(d_, 1.0f)));
+    outside_ = hn::Max(outside_, hn::IfThenElseZero(counts, beyond));
+    return FromProbability(d_, x);
+  }
+
+  template <typename Mask>
+  Binary MeanProbability(int64_t i, int64_t count, Mask counts) {
+    if (teachers_.size() == 1) return Said(0, i, count, counts);
     Binary mean;
     mean.yes = mean.no = hn::Zero(d_);
     V32 max_yes = hn::Set(d_, -3e38f), max_no = max_yes;
-    for (const float* teacher : work_.teachers) {
-      const Binary q = FromLogit(d_, hn::Mul(Load(teacher + i, count), inverse_t_));
+    for (size_t k = 0; k < teachers_.size(); ++k) {
+      const Binary q = Said(k, i, count, counts);
       mean.yes = hn::MulAdd(q.yes, teacher_share_, mean.yes);
       mean.no = hn::MulAdd(q.no, teacher_share_, mean.no);
       max_yes = hn::Max(max_yes, q.log_yes);
@@ -144,8 +293,8 @@ class ElementwiseKernel {
     }
     // Logarithms of the means from logarithms: right where the probabilities vanish.
     V32 sum_yes = hn::Zero(d_), sum_no = hn::Zero(d_);
-    for (const float* teacher : work_.teachers) {
-      const Binary q = FromLogit(d_, hn::Mul(Load(teacher + i, count), inverse_t_));
+    for (size_t k = 0; k < teachers_.size(); ++k) {
+      const Binary q = Said(k, i, count, counts);
       sum_yes = hn::Add(sum_yes, hn::Exp(d_, hn::Sub(q.log_yes, max_yes)));
       sum_no = hn::Add(sum_no, hn::Exp(d_, hn::Sub(q.log_no, max_no)));
     }
@@ -155,7 +304,8 @@ class ElementwiseKernel {
   }
 
   // psi and its derivative by z.
-  void Teach(int64_t i, int64_t count, V32 z, V32* psi, V32* slope) const {
+  template <typename Mask>
+  void Teach(int64_t i, int64_t count, V32 z, Mask counts, V32* psi, V32* slope) {
     if (options_.teacher_loss == LossOptions::kSquaredErrorLogits) {
       HalfSquare(z, MeanLogit(i, count), psi, slope);
       return;
@@ -163,10 +313,9 @@ class ElementwiseKernel {
     const V32 t = hn::Set(d_, options_.temperature);
     const V32 z_t = hn::Mul(z, inverse_t_);
     const Binary p = FromLogit(d_, z_t);
-    const bool of_logits =
-        work_.teachers.size() == 1 || options_.teacher_average == LossOptions::kLogits;
+    const bool of_logits = options_.teacher_average == LossOptions::kLogits;
     const Binary q = of_logits ? FromLogit(d_, hn::Mul(MeanLogit(i, count), inverse_t_))
-                               : MeanProbability(i, count);
+                               : MeanProbability(i, count, counts);
     if (options_.teacher_loss == LossOptions::kKlStudentTeacher) {
       const V32 yes = hn::Sub(p.log_yes, q.log_yes), no = hn::Sub(p.log_no, q.log_no);
       *psi = hn::MulAdd(p.yes, yes, hn::Mul(p.no, no));
@@ -187,6 +336,13 @@ class ElementwiseKernel {
   const LossInputs& inputs_;
   const V32 inverse_t_, teacher_share_;
   const V32 keep_, shift_;  // smoothed target = keep * target + shift
+  // Of the block.
+  BlockOfRows logits_;
+  std::vector<BlockOfRows> teachers_;
+  const float* targets_ = nullptr;
+  std::vector<float> weights_;   // by element; empty: all 1
+  std::vector<float> gradient_;  // empty: written where it is wanted
+  V32 outside_ = hn::Zero(d_);   // how far probabilities lie outside [0, 1]
 };
 
 void ElementwiseLoss(const LossWork& work, int64_t begin, int64_t end) {

@@ -108,8 +108,8 @@ struct LossInputs {
   // Labels: `labels` for kSoftmaxCrossEntropy, `targets` for the others.
   const int64_t* labels = nullptr;  // [rows], each in [0, classes) or the ignored label
   const float* targets = nullptr;   // [rows, classes]
-  // u above: [classes], finite, not negative, together 1 within 1e-3. Null: uniform. For
-  // kSoftmaxCrossEntropy only; without effect where s is 0.
+  // u above: [classes], finite, not negative, together 1 within 1e-3 (divided by their sum). Null:
+  // uniform. For kSoftmaxCrossEntropy only; without effect where s is 0.
   const float* label_prior = nullptr;
   // w above: [rows], finite and not negative. Null: all 1.
   const float* row_weights = nullptr;
@@ -157,7 +157,8 @@ struct LossOutputs {
 //   as it was, `finite` included.
 // - By the pass itself, which looks at every number anyhow: sums and gradient have been written and
 //   must not be used. With `finite` false: a row's logits, targets or a teacher's values that are
-//   not finite, or a loss that overflowed: the step is to be rejected, or the teachers left out.
+//   not finite (a logit of -inf alone is a class ruled out, and no error where the loss is finite
+//   all the same), or a loss that overflowed: the step is to be rejected, or the teachers left out.
 //   With `finite` true: a dense teacher's probabilities that are negative or add up to something
 //   else than 1 (for the sigmoid cross-entropy: that are not in [0, 1]).
 //   Of several such rows the first is named, and of its tensors the logits before the teachers.

@@ -1,5 +1,5 @@
-// The loops of the softmax loss: exponentials of a row with their sums, and the gradient of the row
-// before, one at a time or together. Included once per instruction set.
+// Softmaxes of rows: exponentials with their sums, and the sums over probabilities that came as
+// such. Included once per instruction set.
 
 #if defined(CODISTILL_CUDA_ROW_SOFTMAX_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef CODISTILL_CUDA_ROW_SOFTMAX_INL_H_
@@ -28,6 +28,7 @@ constexpr int64_t kBlock = 512;      // elements summed one after the other, to 
 constexpr int64_t kPrefetch = 1024;  // elements ahead
 constexpr int64_t kFirstLook = 256;  // elements the first reference is taken from
 constexpr double kHeadroom = 64;     // powers of two logits may lie above the reference
+constexpr double kHeadroomOfSquares = 30;  // where squares of exponentials are summed, too
 constexpr double kLargeReference = 1 << 20;
 constexpr double kLog2E = 1.442695040888963407359924681;
 constexpr double kLn2 = 0.693147180559945309417232121;
@@ -59,11 +60,11 @@ struct Scaling {
 
 struct ChunkSums {
   float max;
-  double exps, moment;
+  double exps, moment, squares;
 };
 
-// Exponentials of some elements and their sums, in registers.
-template <bool kSubtractBase, Moment kMoment>
+// Exponentials of some elements and their sums, in registers. kSquares: of their squares too.
+template <bool kSubtractBase, Moment kMoment, bool kSquares>
 class Exponentials {
  public:
   Exponentials(const Scaling& scaling, float x_origin, float z_origin)
@@ -77,8 +78,10 @@ class Exponentials {
         max_(hn::Set(d_, -FLT_MAX)),
         exps_(hn::Zero(d_)),
         moment_(hn::Zero(d_)),
+        squares_(hn::Zero(d_)),
         exps_total_(hn::Zero(d_)),
-        moment_total_(hn::Zero(d_)) {}
+        moment_total_(hn::Zero(d_)),
+        squares_total_(hn::Zero(d_)) {}
 
   HWY_INLINE V32 Exp(V32 x) const {
     if (kSubtractBase) x = hn::Sub(x, base_);
@@ -93,6 +96,7 @@ class Exponentials {
   HWY_INLINE void Add(V32 x, V32 z, V32 e) {
     max_ = hn::Max(max_, x);
     exps_ = hn::Add(exps_, e);
+    if (kSquares) squares_ = hn::MulAdd(e, e, squares_);
     if (kMoment == Moment::kStudent) {
       moment_ = hn::MulAdd(e, hn::Sub(z, z_origin_), moment_);
     } else if (kMoment == Moment::kDifference) {
@@ -106,7 +110,8 @@ class Exponentials {
   HWY_INLINE void Fold() {
     exps_total_ = hn::Add(exps_total_, exps_);
     moment_total_ = hn::Add(moment_total_, moment_);
-    exps_ = moment_ = hn::Zero(d_);
+    squares_total_ = hn::Add(squares_total_, squares_);
+    exps_ = moment_ = squares_ = hn::Zero(d_);
   }
 
   // After the last Fold().
@@ -115,6 +120,7 @@ class Exponentials {
     sums.max = hn::GetLane(hn::MaxOfLanes(d_, max_));
     sums.exps = Sum(d_, exps_total_);
     sums.moment = Sum(d_, moment_total_);
+    sums.squares = kSquares ? Sum(d_, squares_total_) : 0;
     return sums;
   }
 
@@ -133,16 +139,16 @@ class Exponentials {
  private:
   const F32 d_{};
   const V32 k_, base_, lowest_, magic_, x_origin_, z_origin_;
-  V32 max_, exps_, moment_, exps_total_, moment_total_;
+  V32 max_, exps_, moment_, squares_, exps_total_, moment_total_, squares_total_;
 };
 
-template <bool kSubtractBase, Moment kMoment>
+template <bool kSubtractBase, Moment kMoment, bool kSquares>
 ChunkSums ExpOfChunk(const Scaling& scaling, const float* HWY_RESTRICT x,
                      const float* HWY_RESTRICT z, int64_t n, float x_origin, float z_origin,
                      float* HWY_RESTRICT e) {
   const F32 d;
   const int64_t lanes = hn::Lanes(d);
-  Exponentials<kSubtractBase, kMoment> sums(scaling, x_origin, z_origin);
+  Exponentials<kSubtractBase, kMoment, kSquares> sums(scaling, x_origin, z_origin);
   int64_t i = 0;
   for (const int64_t whole = n / lanes * lanes; i < whole; sums.Fold()) {
     for (const int64_t end = HWY_MIN(i + kBlock, whole); i < end; i += lanes) {
@@ -161,8 +167,11 @@ ChunkSums ExpOfChunk(const Scaling& scaling, const float* HWY_RESTRICT x,
 // rise from chunk to chunk, and their sums.
 class RowSoftmax {
  public:
-  RowSoftmax(float temperature, int64_t classes)
-      : exps_(hwy::AllocateAligned<float>(classes + kMaxLanes)),
+  // `squares`: the sum of the exponentials' squares is wanted too, which belongs to the softmax at
+  // half the temperature.
+  RowSoftmax(float temperature, int64_t classes, bool squares = false)
+      : squares_wanted_(squares),
+        exps_(hwy::AllocateAligned<float>(classes + kMaxLanes)),
         references_((classes + kChunk - 1) / kChunk) {
     scaling_.k = static_cast<float>(kLog2E / temperature);
   }
@@ -174,7 +183,7 @@ class RowSoftmax {
     origin_ = std::isfinite(look) ? look : 0;
     SetReference(origin_);
     max_ = -FLT_MAX;
-    sum_ = moment_ = 0;
+    sum_ = moment_ = squares_ = 0;
   }
 
   // Takes in n elements from `begin`, a multiple of kChunk.
@@ -187,11 +196,13 @@ class RowSoftmax {
   void Take(Moment moment, int64_t begin, int64_t n, const float* z, float z_origin,
             ChunkSums sums) {
     const double height = (static_cast<double>(sums.max) - scaling_.base) * scaling_.k;
-    if (std::isfinite(sums.max) && height - scaling_.reference > kHeadroom) {
+    if (std::isfinite(sums.max) &&
+        height - scaling_.reference > (squares_wanted_ ? kHeadroomOfSquares : kHeadroom)) {
       const double before = LogReference();
       SetReference(sums.max);
       const double shrink = std::exp2(before - LogReference());
       sum_ *= shrink;
+      squares_ *= shrink * shrink;
       if (moment != Moment::kLogits) moment_ *= shrink;
       sums = ChunkOf(moment, begin, n, z, z_origin);
     }
@@ -199,6 +210,7 @@ class RowSoftmax {
     max_ = HWY_MAX(max_, sums.max);
     sum_ += sums.exps;
     moment_ += sums.moment;
+    squares_ += sums.squares;
   }
 
   // After the last chunk: makes all exponentials relative to the last reference.
@@ -219,11 +231,20 @@ class RowSoftmax {
     return (std::log2(sum_) + LogReference() - static_cast<double>(origin_) * scaling_.k) * kLn2;
   }
 
+  // log sum exp(2 x / T) - 2 origin / T, from the squares.
+  double LogSumExpOfSquares() const {
+    return (std::log2(squares_) +
+            2 * (LogReference() - static_cast<double>(origin_) * scaling_.k)) *
+           kLn2;
+  }
+
   const float* x() const { return x_; }
   float* exps() { return exps_.get(); }
   const float* exps() const { return exps_.get(); }
   double sum() const { return sum_; }  // of the exponentials
   double moment() const { return moment_; }
+  double squares() const { return squares_; }  // sum of their squares
+  bool squares_wanted() const { return squares_wanted_; }
   float max() const { return max_; }
   float origin() const { return origin_; }  // a typical logit of the row
   const Scaling& scaling() const { return scaling_; }
@@ -245,19 +266,22 @@ class RowSoftmax {
     return static_cast<double>(scaling_.base) * scaling_.k + scaling_.reference;
   }
 
-  template <bool kSubtractBase>
+  template <bool kSubtractBase, bool kSquares>
   ChunkSums ChunkOf(Moment moment, const float* x, const float* z, int64_t n, float z_origin,
                     float* e) const {
     switch (moment) {
       case Moment::kStudent:
-        return ExpOfChunk<kSubtractBase, Moment::kStudent>(scaling_, x, z, n, origin_, z_origin, e);
+        return ExpOfChunk<kSubtractBase, Moment::kStudent, false>(scaling_, x, z, n, origin_,
+                                                                  z_origin, e);
       case Moment::kDifference:
-        return ExpOfChunk<kSubtractBase, Moment::kDifference>(scaling_, x, z, n, origin_, z_origin,
-                                                              e);
+        return ExpOfChunk<kSubtractBase, Moment::kDifference, false>(scaling_, x, z, n, origin_,
+                                                                     z_origin, e);
       case Moment::kLogits:
-        return ExpOfChunk<kSubtractBase, Moment::kLogits>(scaling_, x, z, n, origin_, z_origin, e);
+        return ExpOfChunk<kSubtractBase, Moment::kLogits, kSquares>(scaling_, x, z, n, origin_,
+                                                                    z_origin, e);
       default:
-        return ExpOfChunk<kSubtractBase, Moment::kNone>(scaling_, x, z, n, origin_, z_origin, e);
+        return ExpOfChunk<kSubtractBase, Moment::kNone, kSquares>(scaling_, x, z, n, origin_,
+                                                                  z_origin, e);
     }
   }
 
@@ -265,186 +289,109 @@ class RowSoftmax {
     const float* x = x_ + begin;
     z += begin;
     float* e = &exps_[begin];
-    return !kFusedMulAdd || scaling_.base != 0 ? ChunkOf<true>(moment, x, z, n, z_origin, e)
-                                               : ChunkOf<false>(moment, x, z, n, z_origin, e);
+    const bool subtract = !kFusedMulAdd || scaling_.base != 0;
+    if (squares_wanted_) {
+      return subtract ? ChunkOf<true, true>(moment, x, z, n, z_origin, e)
+                      : ChunkOf<false, true>(moment, x, z, n, z_origin, e);
+    }
+    return subtract ? ChunkOf<true, false>(moment, x, z, n, z_origin, e)
+                    : ChunkOf<false, false>(moment, x, z, n, z_origin, e);
   }
 
+  bool squares_wanted_;
   hwy::AlignedFreeUniquePtr<float[]> exps_;
   std::vector<double> references_;  // LogReference() of every chunk's exponentials
   Scaling scaling_ = {0, 0, 0};
   const float* x_ = nullptr;
   float origin_ = 0, max_ = 0;
-  double sum_ = 0, moment_ = 0;
+  double sum_ = 0, moment_ = 0, squares_ = 0;
 };
 
-// A term of the gradient: scale * values[i].
-struct Term {
-  float* values;
-  float scale;
-};
-
-// Writes one row's gradient, scale * (a + b) - uniform, from front to back in as many portions as
-// the caller likes. The terms' values must stay until Finish().
-class GradientWriter {
+// Sums over probabilities, in registers.
+class ProbabilitySums {
  public:
-  // `b` may have null values. Terms may be read a vector past n.
-  void Start(const Term& a, const Term& b, float uniform, float scale, float* out, int64_t n,
-             bool bypass_cache) {
-    a_ = a.values;
-    b_ = b.values != nullptr ? b.values : a.values;
-    scale_a_ = a.scale * scale;
-    scale_b_ = b.values != nullptr ? b.scale * scale : 0;
-    uniform_ = uniform;
-    out_ = out;
-    n_ = n;
-    bypass_cache_ = bypass_cache;
-    const int64_t lanes = hn::Lanes(F32());
-    const int64_t off = reinterpret_cast<uintptr_t>(out) / sizeof(float) % lanes;
-    position_ = off == 0 ? 0 : HWY_MIN(n, lanes - off);  // from here on stores are aligned
-    if (position_ > 0) Partial(0, position_);
+  explicit ProbabilitySums(float z_origin)
+      : z_origin_(hn::Set(d_, z_origin)),
+        min_(hn::Zero(d_)),
+        sum_(hn::Zero(d_)),
+        moment_(hn::Zero(d_)),
+        sum_total_(hn::Zero(d_)),
+        moment_total_(hn::Zero(d_)) {}
+
+  HWY_INLINE void Add(V32 q, V32 z) {
+    min_ = hn::Min(min_, q);
+    sum_ = hn::Add(sum_, q);
+    moment_ = hn::MulAdd(q, hn::Sub(z, z_origin_), moment_);
   }
 
-  // Whole vectors left.
-  int64_t vectors() const { return (n_ - position_) / static_cast<int64_t>(hn::Lanes(F32())); }
-
-  void Finish() {
-    Portion portion(this);
-    for (int64_t i = vectors(); i > 0; --i) portion.Next();
-    portion.Done();
-    if (position_ < n_) Partial(position_, n_ - position_);
-    position_ = n_;
+  // At the end of every block.
+  HWY_INLINE void Fold() {
+    sum_total_ = hn::Add(sum_total_, sum_);
+    moment_total_ = hn::Add(moment_total_, moment_);
+    sum_ = moment_ = hn::Zero(d_);
   }
 
-  // A run of vectors, held in registers.
-  class Portion {
-   public:
-    explicit Portion(GradientWriter* writer)
-        : writer_(writer),
-          a_(writer->a_ + writer->position_),
-          b_(writer->b_ + writer->position_),
-          out_(writer->out_ + writer->position_),
-          bypass_cache_(writer->bypass_cache_),
-          scale_a_(hn::Set(d_, writer->scale_a_)),
-          scale_b_(hn::Set(d_, writer->scale_b_)),
-          uniform_(hn::Set(d_, writer->uniform_)) {}
+  // The last, partial vector of a row.
+  HWY_INLINE void Tail(const float* q, const float* z, int64_t count) {
+    Add(hn::IfThenElseZero(hn::FirstN(d_, count), LoadPartial(d_, q, count)),
+        LoadPartial(d_, z, count));
+    Fold();
+  }
 
-    HWY_INLINE void Next() {
-      const V32 v = hn::MulAdd(hn::LoadU(d_, b_), scale_b_,
-                               hn::MulSub(hn::LoadU(d_, a_), scale_a_, uniform_));
-      if (bypass_cache_) {
-        hn::Stream(v, d_, out_);
-      } else {
-        hn::Store(v, d_, out_);
-      }
-      const int64_t lanes = hn::Lanes(d_);
-      a_ += lanes;
-      b_ += lanes;
-      out_ += lanes;
-    }
-
-    void Done() { writer_->position_ = out_ - writer_->out_; }
-
-   private:
-    const F32 d_{};
-    GradientWriter* const writer_;
-    const float* HWY_RESTRICT a_;
-    const float* HWY_RESTRICT b_;
-    float* HWY_RESTRICT out_;
-    const bool bypass_cache_;
-    const V32 scale_a_, scale_b_, uniform_;
-  };
+  // After the last Fold().
+  float min() const { return hn::GetLane(hn::MinOfLanes(d_, min_)); }
+  double sum() const { return Sum(d_, sum_total_); }
+  double moment() const { return Sum(d_, moment_total_); }
 
  private:
-  void Partial(int64_t i, int64_t count) const {
-    const F32 d;
-    const V32 a = hn::MulSub(hn::LoadU(d, a_ + i), hn::Set(d, scale_a_), hn::Set(d, uniform_));
-    StorePartial(d, hn::MulAdd(hn::LoadU(d, b_ + i), hn::Set(d, scale_b_), a), out_ + i, count);
-  }
-
-  const float* a_ = nullptr;
-  const float* b_ = nullptr;
-  float scale_a_ = 0, scale_b_ = 0, uniform_ = 0;
-  float* out_ = nullptr;
-  int64_t position_ = 0, n_ = 0;
-  bool bypass_cache_ = false;
+  const F32 d_{};
+  const V32 z_origin_;
+  V32 min_, sum_, moment_, sum_total_, moment_total_;
 };
 
-// A chunk of the student and, with kTeach, of its teacher, while `gradient` writes another row.
-template <bool kTeach, Moment kStudentMoment, Moment kTeacherMoment>
-void ExtendTogether(int64_t begin, int64_t n, RowSoftmax* student, RowSoftmax* teacher,
-                    GradientWriter* gradient) {
-  const F32 d;
-  const int64_t lanes = hn::Lanes(d);
-  const float* HWY_RESTRICT z = student->x() + begin;
-  const float* HWY_RESTRICT t = kTeach ? teacher->x() + begin : z;
-  float* HWY_RESTRICT z_exps = student->exps() + begin;
-  float* HWY_RESTRICT t_exps = kTeach ? teacher->exps() + begin : nullptr;
-  const float z_origin = student->origin();
-  const float t_origin = kTeach ? teacher->origin() : 0;
-  Exponentials<!kFusedMulAdd, kStudentMoment> p(student->scaling(), z_origin, 0);
-  Exponentials<!kFusedMulAdd, kTeacherMoment> q(kTeach ? teacher->scaling() : student->scaling(),
-                                                t_origin, z_origin);
-  GradientWriter::Portion portion(gradient);
-  const int64_t whole = n / lanes * lanes;
-  const int64_t both = HWY_MIN(whole, gradient->vectors() * lanes);
-  int64_t i = 0;
-  while (i < whole) {
-    // The gradient's row, having begun with a partial vector, may end one earlier than this one.
-    // That must not move the borders of blocks, on which the last bits of the sums depend.
-    const bool write = i < both;
-    const int64_t block_end = HWY_MIN((i / kBlock + 1) * kBlock, whole);
-    const int64_t end = write ? HWY_MIN(block_end, both) : block_end;
-    for (; i < end; i += lanes) {
-      if (write) portion.Next();
-      hwy::Prefetch(z + i + kPrefetch);
-      const V32 z_v = hn::LoadU(d, z + i);
-      const V32 z_e = p.Exp(z_v);
-      hn::Store(z_e, d, z_exps + i);
-      p.Add(z_v, z_v, z_e);
-      if (kTeach) {
-        hwy::Prefetch(t + i + kPrefetch);
-        const V32 t_v = hn::LoadU(d, t + i);
-        const V32 t_e = q.Exp(t_v);
-        hn::Store(t_e, d, t_exps + i);
-        q.Add(t_v, z_v, t_e);
+// One row of a teacher that gives probabilities: what RowSoftmax is of one that gives logits.
+class RowProbabilities {
+ public:
+  void Start(const float* q) {
+    values_ = q;
+    min_ = 0;
+    sum_ = moment_ = 0;
+  }
+
+  // Takes in n elements from `begin`, a multiple of kChunk.
+  void Extend(int64_t begin, int64_t n, const float* z, float z_origin) {
+    const F32 d;
+    const int64_t lanes = hn::Lanes(d);
+    const float* HWY_RESTRICT q = values_ + begin;
+    z += begin;
+    ProbabilitySums sums(z_origin);
+    int64_t i = 0;
+    for (const int64_t whole = n / lanes * lanes; i < whole; sums.Fold()) {
+      for (const int64_t end = HWY_MIN(i + kBlock, whole); i < end; i += lanes) {
+        hwy::Prefetch(q + i + kPrefetch);
+        sums.Add(hn::LoadU(d, q + i), hn::LoadU(d, z + i));
       }
     }
-    if (i == block_end) {
-      p.Fold();
-      if (kTeach) q.Fold();
-    }
+    if (i < n) sums.Tail(q + i, z + i, n - i);
+    Take(sums);
   }
-  portion.Done();
-  if (i < n) {
-    p.Tail(z + i, z + i, n - i, z_exps + i);
-    if (kTeach) q.Tail(t + i, z + i, n - i, t_exps + i);
-  }
-  student->Take(kStudentMoment, begin, n, student->x(), 0, p.Sums());
-  if (kTeach) teacher->Take(kTeacherMoment, begin, n, student->x(), z_origin, q.Sums());
-}
 
-template <Moment kStudentMoment>
-void ExtendTogether(int64_t begin, int64_t n, Moment teacher_moment, RowSoftmax* student,
-                    RowSoftmax* teacher, GradientWriter* gradient) {
-  if (teacher == nullptr) {
-    ExtendTogether<false, kStudentMoment, Moment::kNone>(begin, n, student, teacher, gradient);
-  } else if (teacher_moment == Moment::kDifference) {
-    ExtendTogether<true, kStudentMoment, Moment::kDifference>(begin, n, student, teacher, gradient);
-  } else {
-    ExtendTogether<true, kStudentMoment, Moment::kStudent>(begin, n, student, teacher, gradient);
+  void Take(const ProbabilitySums& sums) {
+    min_ = HWY_MIN(min_, sums.min());
+    sum_ += sums.sum();
+    moment_ += sums.moment();
   }
-}
 
-// Takes n elements from `begin` into `student` and, unless null, `teacher`, both fast(), while
-// `gradient` writes another row.
-inline void ExtendTogether(int64_t begin, int64_t n, Moment student_moment, Moment teacher_moment,
-                           RowSoftmax* student, RowSoftmax* teacher, GradientWriter* gradient) {
-  if (student_moment == Moment::kLogits) {
-    ExtendTogether<Moment::kLogits>(begin, n, teacher_moment, student, teacher, gradient);
-  } else {
-    ExtendTogether<Moment::kNone>(begin, n, teacher_moment, student, teacher, gradient);
-  }
-}
+  const float* values() const { return values_; }  // to be divided by sum()
+  double sum() const { return sum_; }
+  double moment() const { return moment_; }  // sum of q (z - z_origin)
+  float min() const { return min_; }         // the least of them that is negative; else 0
+
+ private:
+  const float* values_ = nullptr;
+  float min_ = 0;
+  double sum_ = 0, moment_ = 0;
+};
 
 // NOLINTNEXTLINE(google-readability-namespace-comments)
 }  // namespace HWY_NAMESPACE

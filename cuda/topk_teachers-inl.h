@@ -39,7 +39,7 @@ class TopKTeachers {
         n_(work.inputs->classes),
         inverse_t_(1.0 / work.options->temperature),
         divergence_(work.options->teacher_loss == LossOptions::kKlTeacherStudent),
-        all_(static_cast<double>(teachers_.size() + work.teachers.size())) {
+        all_(static_cast<double>(teachers_.size() + work.inputs->teachers.size())) {
     if (!teachers_.empty()) named_.resize(n_);
   }
 

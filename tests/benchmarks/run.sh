@@ -7,7 +7,7 @@
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/../.."
 
-names="worker_overhead teacher_overhead push_pull publish embedding fan_in optimizers hot_swap overload teacher_formats prediction kernels"
+names="worker_overhead teacher_overhead push_pull publish embedding fan_in optimizers hot_swap overload teacher_formats prediction kernels loss"
 
 usage() {
   echo "usage: tests/benchmarks/run.sh NAME [--quick]; NAME is one of: $names" >&2
