@@ -121,7 +121,7 @@ class LossMeasurement {
     }
     // And of every row alone.
     for (int64_t r = 0; r < kRows; ++r) {
-      LossInputs inputs = Inputs(task);
+      LossInputs inputs = Inputs();
       DenseTeacher teacher = TeacherOf(task);
       teacher.values = static_cast<const float*>(teacher.values) + r * kClasses;
       inputs.rows = 1;
@@ -223,7 +223,7 @@ class LossMeasurement {
     return teacher;
   }
 
-  LossInputs Inputs(const Task& task) const {
+  LossInputs Inputs() const {
     LossInputs inputs;
     inputs.rows = kRows;
     inputs.classes = kClasses;
@@ -246,7 +246,7 @@ class LossMeasurement {
   }
 
   absl::StatusOr<LossOutputs> Compute(const Task& task, int threads) {
-    LossInputs inputs = Inputs(task);
+    LossInputs inputs = Inputs();
     const DenseTeacher teacher = TeacherOf(task);
     inputs.teachers = absl::MakeConstSpan(&teacher, 1);
     LossOutputs outputs;
