@@ -80,8 +80,8 @@ class BlockOfRows {
       return;
     }
     for (int64_t row = 0; row < rows; ++row) {
-      DecodeNumbers(data_, format_, (first_row + row) * classes_, classes_,
-                    scale_[first_row + row], decoded_.data() + row * classes_);
+      DecodeNumbers(data_, format_, (first_row + row) * classes_, classes_, scale_[first_row + row],
+                    decoded_.data() + row * classes_);
     }
   }
 

@@ -2,6 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
+
+#include "common/tensor/bfloat16.h"
+#include "common/tensor/float16.h"
 
 namespace codistill {
 namespace {
@@ -45,8 +49,32 @@ Row Divided(Row x, double by) {
   return x;
 }
 
-Row Load(const float* data, int64_t row, int64_t classes) {
-  return Row(data + row * classes, data + (row + 1) * classes);
+Row Load(const void* data, NumberFormat format, int64_t row, int64_t classes) {
+  Row values;
+  for (int64_t i = row * classes; i < (row + 1) * classes; ++i) {
+    values.push_back(
+        format == NumberFormat::kFloat32    ? static_cast<const float*>(data)[i]
+        : format == NumberFormat::kFloat16  ? FromFloat16(static_cast<const uint16_t*>(data)[i])
+        : format == NumberFormat::kBfloat16 ? FromBfloat16(static_cast<const uint16_t*>(data)[i])
+                                            : static_cast<const int8_t*>(data)[i]);
+  }
+  return values;
+}
+
+Row Load(const DenseTeacher& teacher, int64_t row, int64_t classes) {
+  Row values = Load(teacher.values, teacher.format, row, classes);
+  if (teacher.format == NumberFormat::kInt8) {
+    for (double& value : values) value = static_cast<float>(value) * teacher.scale[row];
+  }
+  return values;
+}
+
+// Logarithms of probabilities, which may be 0.
+Row LogProbabilities(Row q) {
+  double sum = 0;
+  for (double value : q) sum += value;
+  for (double& value : q) value = std::log(std::max(value / sum, std::ldexp(1.0, -126)));
+  return q;
 }
 
 // psi over one set of alternatives, given log p of the student and log q of the teachers at
@@ -122,30 +150,50 @@ double SquaredError(const Row& z, const Row& target, Row* gradient) {
 // The two log probabilities of a binary decision with logit x: of yes and of no.
 Row LogBinary(double x) { return LogSoftmax({x, 0}); }
 
+// What a label is smoothed towards.
+Row PriorOf(const LossInputs& inputs) {
+  if (inputs.label_prior == nullptr) {
+    return Row(inputs.classes, 1 / static_cast<double>(inputs.classes));
+  }
+  Row prior(inputs.label_prior, inputs.label_prior + inputs.classes);
+  double sum = 0;
+  for (double value : prior) sum += value;
+  return Divided(std::move(prior), sum);
+}
+
 }  // namespace
 
-ReferenceLoss ComputeLossReference(const LossOptions& options, const LossInputs& inputs) {
+ReferenceLoss ComputeLossReference(const LossOptions& options, const LossInputs& inputs,
+                                   absl::Span<const double> logits) {
   const int64_t classes = inputs.classes;
   const double smoothing = options.label_smoothing, T = options.temperature;
   ReferenceLoss result;
   result.gradient.assign(inputs.rows * classes, 0);
+  const bool softmax = options.label_loss == LossOptions::kSoftmaxCrossEntropy;
+  const Row prior = PriorOf(inputs);
+  const double weight_sum = WeightOf(options, inputs);
+  result.sums.weight_sum = weight_sum;
   for (int64_t r = 0; r < inputs.rows; ++r) {
-    const Row z = Load(static_cast<const float*>(inputs.logits), r, classes);
+    const double weight = inputs.row_weights == nullptr ? 1 : inputs.row_weights[r];
+    if (weight == 0) continue;
+    if (softmax && options.ignored_label.has_value() && inputs.labels[r] == *options.ignored_label)
+      continue;
+    const Row z = logits.empty() ? Load(inputs.logits, inputs.logits_format, r, classes)
+                                 : Row(&logits[r * classes], &logits[r * classes] + classes);
     Row label_gradient(classes), teacher_gradient(classes);
     double label_loss = 0, teacher_loss = 0;
     bool correct = false;
 
-    if (options.label_loss == LossOptions::kSoftmaxCrossEntropy) {
+    if (softmax) {
       const Row log_p = LogSoftmax(z);
       for (int64_t c = 0; c < classes; ++c) {
-        const double y =
-            (c == inputs.labels[r] ? 1 - smoothing : 0) + smoothing / static_cast<double>(classes);
+        const double y = (c == inputs.labels[r] ? 1 - smoothing : 0) + smoothing * prior[c];
         label_loss -= y * log_p[c];
         label_gradient[c] = std::exp(log_p[c]) - y;
       }
       correct = std::max_element(z.begin(), z.end()) - z.begin() == inputs.labels[r];
     } else if (options.label_loss == LossOptions::kSigmoidCrossEntropy) {
-      const Row y = Load(inputs.targets, r, classes);
+      const Row y = Load(inputs.targets, NumberFormat::kFloat32, r, classes);
       correct = true;
       for (int64_t c = 0; c < classes; ++c) {
         const double smooth = (1 - smoothing) * y[c] + smoothing / 2;
@@ -155,23 +203,28 @@ ReferenceLoss ComputeLossReference(const LossOptions& options, const LossInputs&
         if ((z[c] > 0) != (y[c] > 0.5)) correct = false;
       }
     } else {
-      label_loss = SquaredError(z, Load(inputs.targets, r, classes), &label_gradient);
+      label_loss = SquaredError(z, Load(inputs.targets, NumberFormat::kFloat32, r, classes),
+                                &label_gradient);
     }
 
     if (inputs.teacher_weight > 0) {
       std::vector<Row> teachers;
       for (const DenseTeacher& teacher : inputs.teachers) {
-        teachers.push_back(Load(static_cast<const float*>(teacher.values), r, classes));
+        teachers.push_back(Load(teacher, r, classes));
       }
       const bool of_logits = options.teacher_average == LossOptions::kLogits;
       if (options.teacher_loss == LossOptions::kSquaredErrorLogits) {
         teacher_loss = SquaredError(z, Mean(teachers), &teacher_gradient);
-      } else if (options.label_loss == LossOptions::kSoftmaxCrossEntropy) {
+      } else if (softmax) {
         std::vector<Row> log_q;
         if (of_logits) {
           log_q.push_back(LogSoftmax(Divided(Mean(teachers), T)));
         } else {
-          for (const Row& teacher : teachers) log_q.push_back(LogSoftmax(Divided(teacher, T)));
+          for (size_t k = 0; k < teachers.size(); ++k) {
+            log_q.push_back(inputs.teachers[k].kind == DenseTeacher::kLogits
+                                ? LogSoftmax(Divided(teachers[k], T))
+                                : LogProbabilities(teachers[k]));
+          }
         }
         const Row log_p = LogSoftmax(Divided(z, T));
         const double dense = static_cast<double>(teachers.size());
@@ -193,7 +246,12 @@ ReferenceLoss ComputeLossReference(const LossOptions& options, const LossInputs&
           if (of_logits) {
             log_q.push_back(LogBinary(Mean(teachers)[c] / T));
           } else {
-            for (const Row& teacher : teachers) log_q.push_back(LogBinary(teacher[c] / T));
+            for (size_t k = 0; k < teachers.size(); ++k) {
+              const double value = teachers[k][c];
+              log_q.push_back(inputs.teachers[k].kind == DenseTeacher::kLogits
+                                  ? LogBinary(value / T)
+                                  : LogProbabilities({value, 1 - value}));
+            }
           }
           Row gradient(2);
           teacher_loss +=
@@ -207,10 +265,11 @@ ReferenceLoss ComputeLossReference(const LossOptions& options, const LossInputs&
     for (int64_t c = 0; c < classes; ++c) {
       result.gradient[r * classes + c] =
           (label_gradient[c] + inputs.teacher_weight * teacher_gradient[c]) *
-          inputs.gradient_scale / static_cast<double>(inputs.rows);
+          inputs.gradient_scale * weight / weight_sum;
     }
-    result.sums.label_loss_sum += label_loss;
-    result.sums.teacher_loss_sum += teacher_loss;
+    result.sums.label_loss_sum += weight * label_loss;
+    result.sums.teacher_loss_sum += weight * teacher_loss;
+    ++result.sums.counted_rows;
     result.sums.correct += correct;
   }
   return result;

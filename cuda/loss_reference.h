@@ -6,6 +6,7 @@
 
 #include <vector>
 
+#include "absl/types/span.h"
 #include "cuda/loss.h"
 
 namespace codistill {
@@ -15,8 +16,10 @@ struct ReferenceLoss {
   LossSums sums;
 };
 
-// Inputs must be valid.
-ReferenceLoss ComputeLossReference(const LossOptions& options, const LossInputs& inputs);
+// Inputs must be valid. `logits`, [rows, classes], take the place of those of `inputs` where given:
+// numbers between those that a float has, for differences.
+ReferenceLoss ComputeLossReference(const LossOptions& options, const LossInputs& inputs,
+                                   absl::Span<const double> logits = {});
 
 }  // namespace codistill
 

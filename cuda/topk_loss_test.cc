@@ -115,22 +115,9 @@ void ExpectMatchesReference(const LossOptions& options, const LossInputs& inputs
   }
 }
 
-// Instruction sets are a parameter: all that this processor has and the kernels are compiled for.
-std::vector<int64_t> Targets() {
-  std::vector<int64_t> targets;
-  for (int64_t target : {HWY_AVX3, HWY_AVX2, HWY_SSE4, HWY_NEON, HWY_EMU128, HWY_SCALAR}) {
-    if (hwy::SupportedTargets() & HWY_TARGETS & target) targets.push_back(target);
-  }
-  return targets;
-}
+class TopKLossTest : public LossTargetTest {};
 
-class TopKLossTest : public ::testing::TestWithParam<int64_t> {
- protected:
-  TopKLossTest() { hwy::SetSupportedTargetsForTest(GetParam()); }
-  ~TopKLossTest() override { hwy::SetSupportedTargetsForTest(0); }
-};
-
-INSTANTIATE_TEST_SUITE_P(Targets, TopKLossTest, ::testing::ValuesIn(Targets()),
+INSTANTIATE_TEST_SUITE_P(Targets, TopKLossTest, ::testing::ValuesIn(LossTargets()),
                          [](const ::testing::TestParamInfo<int64_t>& info) {
                            return std::string(hwy::TargetName(info.param));
                          });
