@@ -241,10 +241,11 @@ ReferenceLoss ComputeLossReference(const LossOptions& options, const LossInputs&
         }
         for (double& value : teacher_gradient) value /= all;
       } else {
+        const Row mean = Mean(teachers);
         for (int64_t c = 0; c < classes; ++c) {
           std::vector<Row> log_q;
           if (of_logits) {
-            log_q.push_back(LogBinary(Mean(teachers)[c] / T));
+            log_q.push_back(LogBinary(mean[c] / T));
           } else {
             for (size_t k = 0; k < teachers.size(); ++k) {
               const double value = teachers[k][c];
