@@ -20,6 +20,7 @@
 #include "common/config/job.h"
 #include "common/daemon/daemon.h"
 #include "common/metrics/metrics.h"
+#include "common/model/cuda_errors.h"
 #include "common/rpc/channel.h"
 #include "predserver/inference_service.h"
 #include "predserver/model_repository.h"
@@ -133,7 +134,10 @@ absl::Status Serve() {
   };
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Daemon> daemon,
                              Daemon::Start(std::move(options)));
-  return daemon->Run();
+  SetDeviceLostHandler([&daemon](const absl::Status& status) { daemon->Stop(status); });
+  const absl::Status status = daemon->Run();
+  SetDeviceLostHandler(nullptr);
+  return status;
 }
 
 }  // namespace

@@ -195,6 +195,7 @@ void BatchPipeline::BuildBatch() {
           std::make_shared<std::vector<RowBatch>>(FindRows(options_.model, step->batch.inputs));
     }
     step->question = AsQuestion(step->generation, assignment.step(), step->batch);
+    if (options_.on_inputs) options_.on_inputs(step->batch.inputs);
   } else {
     step->data_error = batch.status();
   }

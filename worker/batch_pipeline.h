@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <thread>
@@ -11,6 +12,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "common/base/mutex.h"
 #include "common/client/leader_client.h"
 #include "common/model/row_batch.h"
@@ -39,6 +41,8 @@ class BatchPipeline {
     int ahead = 1;
     // Whether batches are announced to the teachers as soon as they are built.
     bool announce = true;
+    // Told of the inputs of each batch as it is built, on the pipeline's thread; optional.
+    std::function<void(absl::Span<const Tensor>)> on_inputs;
   };
 
   using Rows = std::shared_ptr<const std::vector<RowBatch>>;

@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "common/base/device.h"
 #include "common/base/status.h"
 #include "common/base/trace.h"
 #include "common/config/embedding.h"
@@ -68,6 +69,13 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Options options) {
   pipeline.model = o.job.model();
   pipeline.ahead = std::max(1, o.job.codistillation().prefetch());
   pipeline.announce = o.job.codistillation().prefetch() > 0;
+  // As they are only where they are taken whole and as they were built.
+  if (o.model->device() != kHostDevice && o.job.training().micro_batches() == 1 &&
+      !HasEmbeddings(o.job.model())) {
+    pipeline.on_inputs = [model = o.model](absl::Span<const Tensor> inputs) {
+      model->Stage(inputs);
+    };
+  }
   trainer->pipeline_ = std::make_unique<BatchPipeline>(std::move(pipeline));
   return trainer;
 }

@@ -19,6 +19,13 @@ absl::StatusOr<std::unique_ptr<TrainingPass>> TrainingPass::Create(Options optio
       Annotate(ValidateLossOptions(pass->loss_options_, pass->options_.job.model().num_outputs(),
                                    /*teach=*/false),
                "model and codistillation"));
+  pass->loss_ = pass->options_.loss;
+  if (pass->loss_ == nullptr) {
+    CODISTILL_ASSIGN_OR_RETURN(pass->own_loss_,
+                               BatchLoss::Create(pass->loss_options_, pass->options_.model,
+                                                 pass->options_.job.training().worker_threads()));
+    pass->loss_ = pass->own_loss_.get();
+  }
   return pass;
 }
 
@@ -60,7 +67,7 @@ absl::StatusOr<TrainingPass::Result> TrainingPass::Run(const BatchPipeline::Step
     }
     TraceSpan computing("compute", "loss");
     computing.Arg("step", step.assignment.step());
-    CODISTILL_ASSIGN_OR_RETURN(const Result loss, ComputeLoss(step, part, logits, predictions));
+    CODISTILL_ASSIGN_OR_RETURN(PartLoss begun, BeginLoss(step, part, logits, predictions));
     computing.End();
     logits.values = Tensor();  // the graph keeps what the backward pass needs
     const bool last = p + 1 == parts.size();
@@ -68,11 +75,12 @@ absl::StatusOr<TrainingPass::Result> TrainingPass::Run(const BatchPipeline::Step
     TraceSpan backward("compute", "backward");
     backward.Arg("step", step.assignment.step());
     if (last) {
-      CODISTILL_RETURN_IF_ERROR(options_.model->Backward(gradient_, on_gradient));
+      CODISTILL_RETURN_IF_ERROR(options_.model->Backward(begun.gradient, on_gradient));
     } else {
-      CODISTILL_RETURN_IF_ERROR(options_.model->Accumulate(gradient_));
+      CODISTILL_RETURN_IF_ERROR(options_.model->Accumulate(begun.gradient));
     }
     backward.End();
+    CODISTILL_ASSIGN_OR_RETURN(const Result loss, EndLoss(step, std::move(begun)));
     total.sums.label_loss_sum += loss.sums.label_loss_sum;
     total.sums.teacher_loss_sum += loss.sums.teacher_loss_sum;
     total.sums.weight_sum += loss.sums.weight_sum;
@@ -119,14 +127,13 @@ double TrainingPass::ShareOf(const StudentBatch& batch, const LossInputs& part) 
   return weight > 0 ? WeightOf(loss_options_, part) / weight : 0;
 }
 
-absl::StatusOr<TrainingPass::Result> TrainingPass::ComputeLoss(
+absl::StatusOr<TrainingPass::PartLoss> TrainingPass::BeginLoss(
     const BatchPipeline::Step& step, const BatchPart& part, const Model::Logits& logits,
     const TeacherPredictions* predictions) {
   const StudentBatch& batch = step.batch;
   LossInputs inputs;
   inputs.rows = logits.rows;
   inputs.classes = options_.job.model().num_outputs();
-  inputs.logits = logits.values.As<float>().data();
   const auto rows_of = [&part, &batch](const auto& all) {
     return Slice(all, batch.rows, part.first_row, part.rows);
   };
@@ -149,27 +156,40 @@ absl::StatusOr<TrainingPass::Result> TrainingPass::ComputeLoss(
   inputs.topk_teachers = topk_teachers;
   const bool taught = !teachers.empty() || !topk_teachers.empty();
   inputs.teacher_weight = taught ? step.assignment.teacher_weight() : 0;
-  if (gradient_.empty() || gradient_.shape() != logits.values.shape()) {
-    gradient_ = Tensor::Allocate(DT_FLOAT, logits.values.shape());
-  }
-  const int threads = options_.job.training().worker_threads();
-  LossOutputs outputs;
-  outputs.gradient = gradient_.As<float>().data();
-  absl::Status status = ComputeLossCpu(loss_options_, inputs, &outputs, threads);
-  if (!status.ok() && inputs.teacher_weight > 0) {
+  PartLoss loss;
+  const auto begin = [&]() -> absl::Status {
+    CODISTILL_ASSIGN_OR_RETURN(loss.gradient, loss_->Begin(inputs, logits.values));
+    // A device goes on with the backward pass while nobody knows yet what it finds in the batch.
+    // But what a teacher has wrong is to be left out before any gradient leaves.
+    loss.pending = loss_->asynchronous() && inputs.teacher_weight == 0;
+    loss.outputs = LossOutputs();
+    return loss.pending ? absl::OkStatus() : loss_->End(&loss.outputs);
+  };
+  loss.status = begin();
+  if (absl::IsInvalidArgument(loss.status) && inputs.teacher_weight > 0) {
     // A teacher that has diverged, or names classes that make no distribution, must not take its
     // students along: the labels alone, if they can.
-    const std::string wrong(status.message());
+    const std::string wrong(loss.status.message());
     inputs.teacher_weight = 0;
-    status = ComputeLossCpu(loss_options_, inputs, &outputs, threads);
-    LOG_IF(WARNING, status.ok()) << "step " << step.assignment.step() << ": " << wrong
-                                 << "; left out";
+    loss.status = begin();
+    LOG_IF(WARNING, loss.status.ok())
+        << "step " << step.assignment.step() << ": " << wrong << "; left out";
   }
+  loss.used_teacher = inputs.teacher_weight > 0;
+  if (!loss.status.ok() && loss.outputs.finite) {
+    return Annotate(loss.status, absl::StrCat("step ", step.assignment.step()));
+  }
+  return loss;
+}
+
+absl::StatusOr<TrainingPass::Result> TrainingPass::EndLoss(const BatchPipeline::Step& step,
+                                                           PartLoss loss) {
+  if (loss.pending) loss.status = loss_->End(&loss.outputs);
   // What is not finite is the leader's to reject, as it is in the gradient of any other worker.
-  if (!status.ok() && outputs.finite) {
-    return Annotate(status, absl::StrCat("step ", step.assignment.step()));
+  if (!loss.status.ok() && loss.outputs.finite) {
+    return Annotate(loss.status, absl::StrCat("step ", step.assignment.step()));
   }
-  return Result{outputs.sums, outputs.finite, inputs.teacher_weight > 0};
+  return Result{loss.outputs.sums, loss.outputs.finite, loss.used_teacher};
 }
 
 }  // namespace codistill

@@ -13,6 +13,7 @@
 #include "common/tensor/tensor.h"
 #include "cuda/loss.h"
 #include "proto/job.pb.h"
+#include "worker/batch_loss.h"
 #include "worker/batch_part.h"
 #include "worker/batch_pipeline.h"
 #include "worker/teacher_source.h"
@@ -34,6 +35,7 @@ class TrainingPass {
     int group = 0;
     int rank = 0;
     Model* model = nullptr;     // not owned
+    BatchLoss* loss = nullptr;  // not owned; null: BatchLoss::Create's, where the model computes
     absl::Duration test_delay;  // for tests: the computation takes so much longer
   };
   // INVALID_ARGUMENT: a loss that the kernel does not take.
@@ -69,15 +71,25 @@ class TrainingPass {
                                         Model::States* states);
   // Weight of the rows of a part in that of the whole batch.
   double ShareOf(const StudentBatch& batch, const LossInputs& part) const;
-  // Fills gradient_. `predictions`, of the whole batch, may be null.
-  absl::StatusOr<Result> ComputeLoss(const BatchPipeline::Step& step, const BatchPart& part,
+  // The loss of a part, from its logits to what is known once the backward pass is under way.
+  struct PartLoss {
+    Tensor gradient;
+    bool pending = false;  // status and outputs are not known yet
+    absl::Status status;
+    LossOutputs outputs;
+    bool used_teacher = false;
+  };
+  // `predictions`, of the whole batch, may be null.
+  absl::StatusOr<PartLoss> BeginLoss(const BatchPipeline::Step& step, const BatchPart& part,
                                      const Model::Logits& logits,
                                      const TeacherPredictions* predictions);
+  absl::StatusOr<Result> EndLoss(const BatchPipeline::Step& step, PartLoss loss);
 
   const Options options_;
   const LossOptions loss_options_;
   const uint64_t group_hash_;
-  Tensor gradient_;  // with respect to the logits of a part, reused
+  std::unique_ptr<BatchLoss> own_loss_;
+  BatchLoss* loss_ = nullptr;
   std::vector<Tensor> input_gradients_;
 };
 

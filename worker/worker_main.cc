@@ -13,6 +13,7 @@
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/blas_kernels.h"
+#include "common/base/device.h"
 #include "common/base/executor.h"
 #include "common/base/heap.h"
 #include "common/base/mutex.h"
@@ -24,6 +25,7 @@
 #include "common/config/teachers.h"
 #include "common/daemon/daemon.h"
 #include "common/metrics/metrics.h"
+#include "common/model/cuda_errors.h"
 #include "common/model/followed_model.h"
 #include "common/model/job_models.h"
 #include "common/model/model.h"
@@ -105,6 +107,7 @@ absl::Status RunDaemon(Daemon::Options options, Work* work,
   const std::string kind = options.kind;
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Daemon> daemon,
                              Daemon::Start(std::move(options)));
+  SetDeviceLostHandler([&daemon](const absl::Status& status) { daemon->Stop(status); });
   std::thread thread([&] {
     SetThreadName("work");
     const absl::Status status = body(*daemon);
@@ -113,6 +116,7 @@ absl::Status RunDaemon(Daemon::Options options, Work* work,
     daemon->Stop(status);
   });
   const absl::Status status = daemon->Run();
+  SetDeviceLostHandler(nullptr);
   if (!work->AwaitEnd(kLetGo)) {
     // Reading data, or waiting for somebody who does not answer: there is nothing to be saved.
     std::_Exit(ExitCode(kind, status));
@@ -186,7 +190,7 @@ absl::StatusOr<std::vector<LocalTeachers::Teacher>> FollowTeachers(const JobConf
   return teachers;
 }
 
-// Null: the group has no teachers. `turn` lives as long as they.
+// Null: the group has no teachers. `turn`, which may be null, lives as long as they.
 absl::StatusOr<std::unique_ptr<TeacherSource>> Teachers(const JobConfig& job, int group,
                                                         const std::string& device,
                                                         const Dataset& dataset, Metrics* metrics,
@@ -227,10 +231,13 @@ absl::Status Train(const JobConfig& job, int group, int index, Metrics* metrics,
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Dataset> dataset, Load(job, true, group));
   DatasetBatches batches(job.model(), dataset.get(), TrainingOrder(job, group, *dataset));
 
-  Mutex turn;  // of passes, where teachers are computed here
+  // Of passes, where teachers are computed here. A device has streams for both.
+  Mutex turn;
+  const bool on_host = model->device() == kHostDevice;
   const std::unique_ptr<Model> taking_turns = TakeTurns(model.get(), &turn);
-  CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<TeacherSource> teachers,
-                             Teachers(job, group, device, *dataset, metrics, &turn));
+  CODISTILL_ASSIGN_OR_RETURN(
+      const std::unique_ptr<TeacherSource> teachers,
+      Teachers(job, group, device, *dataset, metrics, on_host ? &turn : nullptr));
 
   const std::unique_ptr<LeaderClient> leader =
       LeaderClient::Create(leader_address, RefOf(job, group));
@@ -243,7 +250,7 @@ absl::Status Train(const JobConfig& job, int group, int index, Metrics* metrics,
   options.address = daemon.address();
   options.http_address = daemon.http_address();
   options.leader = leader.get();
-  options.model = taking_turns.get();
+  options.model = on_host ? taking_turns.get() : model.get();
   options.batches = &batches;
   options.teachers = teachers.get();
   options.progress = progress;

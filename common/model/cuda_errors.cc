@@ -1,7 +1,6 @@
 #include "common/model/cuda_errors.h"
 
 #include <utility>
-#include <vector>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
@@ -60,10 +59,27 @@ const Known* Find(absl::string_view message) {
   return nullptr;
 }
 
-// The first line, up to what libtorch adds about debugging.
-std::string FirstLine(absl::string_view message) {
-  const std::vector<absl::string_view> lines = absl::StrSplit(message, '\n');
-  return std::string(absl::StripAsciiWhitespace(lines.front()));
+// What CUDA and its libraries call themselves in messages.
+constexpr absl::string_view kMarks[] = {
+    "CUDA error",     "CUDA out of memory", "CUDA driver",           "cudaError",
+    "CUBLAS_STATUS_", "CUDNN_STATUS_",      "Found no NVIDIA driver"};
+
+bool IsAboutCuda(absl::string_view text) {
+  for (const absl::string_view mark : kMarks) {
+    if (absl::StrContains(text, mark)) return true;
+  }
+  return false;
+}
+
+// The line that says it: a script's trace of calls may come before, advice about debugging behind.
+std::string TheLine(absl::string_view message) {
+  for (absl::string_view line : absl::StrSplit(message, '\n')) {
+    if (!IsAboutCuda(line)) continue;
+    line = absl::StripAsciiWhitespace(line);
+    absl::ConsumePrefix(&line, "RuntimeError: ");
+    return std::string(line);
+  }
+  return std::string(message);
 }
 
 // "cudaErrorX" from libtorch's "Search for `cudaErrorX' in ...", or from a status of our kernels.
@@ -78,10 +94,9 @@ std::string NameIn(absl::string_view message) {
 absl::Status OutOfMemory(absl::string_view message) {
   // "Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79.11 GiB of which 1.21 GiB is free.
   // ... Of the allocated memory 70.1 GiB is allocated by PyTorch, ...": facts up to the advice.
-  std::string facts(message);
+  std::string facts = TheLine(message);
   const size_t advice = facts.find(" If reserved but unallocated");
   if (advice != std::string::npos) facts.resize(advice);
-  facts = FirstLine(facts);
   return absl::ResourceExhaustedError(absl::StrCat(
       facts, absl::EndsWith(facts, ".") ? "" : ".",
       " Smaller batches (training.batch_size, evaluation.batch_size, prediction.max_batch_size), "
@@ -92,14 +107,7 @@ absl::Status OutOfMemory(absl::string_view message) {
 }  // namespace
 
 absl::Status CudaStatus(absl::string_view message) {
-  const bool cublas = absl::StrContains(message, "CUBLAS_STATUS_");
-  const bool cudnn = absl::StrContains(message, "CUDNN_STATUS_");
-  const bool is_cuda = cublas || cudnn || absl::StrContains(message, "CUDA error") ||
-                       absl::StrContains(message, "CUDA out of memory") ||
-                       absl::StrContains(message, "CUDA driver error") ||
-                       absl::StrContains(message, "cudaError") ||
-                       absl::StrContains(message, "Found no NVIDIA driver");
-  if (!is_cuda) return absl::OkStatus();
+  if (!IsAboutCuda(message)) return absl::OkStatus();
   if (absl::StrContains(message, "Found no NVIDIA driver")) {
     return absl::FailedPreconditionError("this machine has no driver for NVIDIA GPUs");
   }
@@ -123,7 +131,7 @@ absl::Status CudaStatus(absl::string_view message) {
   }
   std::string name = NameIn(message);
   if (name.empty() && known != nullptr) name = std::string(known->name);
-  std::string text = FirstLine(message);
+  std::string text = TheLine(message);
   if (!name.empty() && !absl::StrContains(text, name)) text = absl::StrCat(name, ": ", text);
   if (known != nullptr && known->code == absl::StatusCode::kFailedPrecondition) {
     return absl::FailedPreconditionError(text);

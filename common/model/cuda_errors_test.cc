@@ -78,6 +78,20 @@ TEST(CudaErrorsTest, LostDevicesAreToldByName) {
               testing::StartsWith("step 7: cuda:1: cudaErrorIllegalAddress: "));
 }
 
+TEST(CudaErrorsTest, FindsTheErrorBehindAScriptsTraceOfCalls) {
+  const std::string script =
+      "The following operation failed in the TorchScript interpreter.\nTraceback of TorchScript "
+      "(most recent call last):\n  File \"m.py\", line 7, in forward\n    return self.fc(x)\n"
+      "           ~~~~~~~ <--- HERE\nRuntimeError: ";
+  const absl::Status lost = CudaStatus(script + kIllegalAddress);
+  EXPECT_TRUE(IsDeviceLost(lost));
+  EXPECT_THAT(Message(lost),
+              testing::StartsWith("cudaErrorIllegalAddress: CUDA error: an illegal"));
+  const absl::Status memory = CudaStatus(script + kOutOfMemory);
+  EXPECT_TRUE(absl::IsResourceExhausted(memory));
+  EXPECT_THAT(Message(memory), testing::StartsWith("CUDA out of memory. Tried"));
+}
+
 TEST(CudaErrorsTest, DevicesThatAreNotThereAreAPrecondition) {
   for (const char* message :
        {"Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU",

@@ -120,6 +120,20 @@ void ModuleTensors::Use(int set) {
   }
 }
 
+void ModuleTensors::Move(int set, int index, const at::Tensor& data, void* host) {
+  const at::Tensor own = slots_[index].tensor;
+  for (size_t i = index; i < slots_.size(); ++i) {
+    if (!slots_[i].tensor.is_same(own)) continue;
+    if (sets_.empty()) {
+      views_[i].data = host;
+    } else {
+      sets_[set].data[i] = data;
+      sets_[set].views[i].data = host;
+    }
+  }
+  if (set == set_) own.set_data(data);
+}
+
 absl::Status ModuleTensors::PutBuffersBack() {
   for (size_t i = 0; i < slots_.size(); ++i) {
     if (list_.tensors(i).role() != TensorSpec::BUFFER) continue;

@@ -40,6 +40,14 @@ class ModuleTensors {
   // their data from this set.
   void Use(int set);
 
+  // Tensor `index` of a set lives in `data` from now on, on whatever device, whose values it has,
+  // and is viewed at `host`; the tensors tied to it with it.
+  void Move(int set, int index, const at::Tensor& data, void* host);
+  // Where it lives.
+  at::Tensor data(int set, int index) const {
+    return sets_.empty() ? slots_[index].tensor.detach() : sets_[set].data[index];
+  }
+
   // A script may assign a new tensor to a buffer instead of writing into the old one. Copies such
   // values to the buffer's place and puts the old tensor back. FAILED_PRECONDITION if a shape or
   // dtype changed.

@@ -8,6 +8,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/strip.h"
+#include "common/model/cuda_errors.h"
 
 namespace codistill::internal {
 namespace {
@@ -75,6 +76,16 @@ std::string TorchMessage(const std::exception& error) {
     message += "; an nn.Embedding has fewer rows than the indices it is given";
   }
   return message;
+}
+
+absl::Status ExceptionStatus(absl::StatusCode code, absl::string_view what,
+                             const std::exception& error) {
+  // All that it says: a script's trace of calls may come before the error and more lines behind it.
+  const absl::Status cuda = CudaStatus(error.what());
+  if (cuda.ok()) return absl::Status(code, absl::StrCat(what, ": ", TorchMessage(error)));
+  const absl::Status status(cuda.code(), absl::StrCat(what, ": ", cuda.message()));
+  if (IsDeviceLost(status)) ReportDeviceLost(status);
+  return status;
 }
 
 void SetTorchThreads(int threads) {

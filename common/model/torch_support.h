@@ -30,14 +30,18 @@ Tensor FromTorch(const at::Tensor& tensor);
 // What an exception of libtorch says, without the C++ or TorchScript back trace around it.
 std::string TorchMessage(const std::exception& error);
 
-// Runs `f`, which returns a Status or StatusOr; an exception becomes a status of `code`: "what:
-// message".
+// "what: message" with `code`, or with that of CudaStatus where the exception is about a device's
+// errors; one that is lost is reported (cuda_errors.h).
+absl::Status ExceptionStatus(absl::StatusCode code, absl::string_view what,
+                             const std::exception& error);
+
+// Runs `f`, which returns a Status or StatusOr; an exception becomes a status: ExceptionStatus.
 template <typename F>
 auto CatchTorch(absl::StatusCode code, absl::string_view what, F&& f) -> decltype(f()) {
   try {
     return f();
   } catch (const std::exception& error) {
-    return absl::Status(code, absl::StrCat(what, ": ", TorchMessage(error)));
+    return ExceptionStatus(code, what, error);
   }
 }
 

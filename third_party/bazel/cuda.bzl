@@ -13,7 +13,25 @@ of the CUDA Toolkit is needed. C++ that has a CUDA path chooses it so:
     }),
 """
 
+load("@local_torch//:defs.bzl", "TORCH_HAS_CUDA")
 load("@rules_cc//cc:defs.bzl", "cc_binary", "cc_library", "cc_test")
+
+def with_cuda_torch(yes, no = []):
+    """What code that needs both CUDA and a libtorch for it adds to a target.
+
+    Args:
+      yes: with --config=cuda, where LIBTORCH names a libtorch for CUDA.
+      no: else, so that //cuda/... can be built with Debian's libtorch.
+
+    Returns:
+      one of them.
+    """
+    if not TORCH_HAS_CUDA:
+        return no
+    return select({
+        "//third_party:cuda_enabled": yes,
+        "//conditions:default": no,
+    })
 
 CudaToolkitInfo = provider(
     doc = "Where the CUDA Toolkit of this machine is.",
