@@ -16,11 +16,12 @@ constexpr int kThreads = 256;
 constexpr int kRowsAtOnce = 4;
 constexpr int kPlacesAtOnce = 8;
 constexpr int kPiecesAtOnce = 8;
+constexpr float kNothing = -0.0f;  // added to any number, -0 too, leaves it as it is
 constexpr char kGather[] = "gather";
 constexpr char kSegmentSum[] = "segment sum";
 
-__device__ __forceinline__ float Zero(float) { return 0; }
-__device__ __forceinline__ float4 Zero(float4) { return make_float4(0, 0, 0, 0); }
+__device__ __forceinline__ float All(float x, float) { return x; }
+__device__ __forceinline__ float4 All(float x, float4) { return make_float4(x, x, x, x); }
 __device__ __forceinline__ float Plus(float a, float b) { return a + b; }
 __device__ __forceinline__ float4 Plus(float4 a, float4 b) {
   return make_float4(a.x + b.x, a.y + b.y, a.z + b.z, a.w + b.w);
@@ -107,29 +108,22 @@ template <typename Vector>
 __device__ __forceinline__ Vector SumPlaces(const SegmentParams& params, int64_t begin, int64_t end,
                                             int64_t c) {
   const auto* const gradients = static_cast<const Vector*>(params.gradients);
-  Vector sum = Zero(Vector());
-  bool first = true;  // a sum begins with its first term, not with +0: -0 stays
+  Vector sum = All(kNothing, Vector());
   for (int64_t i = begin; i < end; i += kPlacesAtOnce) {
     Vector values[kPlacesAtOnce];
-    bool good[kPlacesAtOnce];
 #pragma unroll
     for (int u = 0; u < kPlacesAtOnce; ++u) {
-      good[u] = i + u < end;
-      if (!good[u]) continue;
+      values[u] = All(kNothing, Vector());
+      if (i + u >= end) continue;
       const uint32_t row = __ldg(params.segments.positions + i + u);
-      good[u] = row < params.gradient_rows;
-      if (good[u]) {
+      if (row < params.gradient_rows) {
         values[u] = __ldg(gradients + row * params.vectors + c);
       } else {
         atomicMin(&params.report->bad_position, static_cast<Lowest>(i + u));
       }
     }
 #pragma unroll
-    for (int u = 0; u < kPlacesAtOnce; ++u) {
-      if (!good[u]) continue;
-      sum = first ? values[u] : Plus(sum, values[u]);
-      first = false;
-    }
+    for (int u = 0; u < kPlacesAtOnce; ++u) sum = Plus(sum, values[u]);
   }
   return sum;
 }
@@ -164,11 +158,10 @@ __global__ void __launch_bounds__(kThreads) SegmentSumKernel(const SegmentParams
   const bool accumulate = params.accumulate && !is_piece;
   if (begin == end && accumulate) return;
   for (int64_t c = lane; c < params.vectors; c += params.lanes.count()) {
-    Vector total = Zero(Vector());
+    Vector total = All(begin == end ? 0.0f : kNothing, Vector());
     for (int64_t at = begin; at < end; at += kSegmentPiece) {
       const int64_t stop = at + kSegmentPiece < end ? at + kSegmentPiece : end;
-      const Vector sum = SumPlaces<Vector>(params, at, stop, c);
-      total = at == begin ? sum : Plus(total, sum);
+      total = Plus(total, SumPlaces<Vector>(params, at, stop, c));
     }
     to[c] = accumulate ? Plus(to[c], total) : total;
   }
