@@ -327,6 +327,7 @@ class ExportTest(unittest.TestCase):
             ("ctr", {"numeric": "1", "rows": "2", "cardinalities": "4"}, "option rows is '2'"),
             ("ctr", {"numeric": "1", "cardinalities": "4,x"}, "option cardinalities is '4,x'"),
             ("resnet", {"depth": "10", "num_classes": "2"}, "option depth is '10'"),
+            ("resnet", {"layout": "large", "depth": "20", "num_classes": "2"}, "option depth is"),
             ("resnet", dict(_MODELS["resnet"], std="1,0,1"), "option std is"),
             ("resnet", dict(_MODELS["resnet"], mean="1,2"), "option mean is"),
             ("resnet", dict(_MODELS["resnet"], norm="group", width="4"), "option width is '4'"),
@@ -458,6 +459,13 @@ class ModelTest(unittest.TestCase):
             model = self.load("resnet", depth=depth, norm=norm)
             self.assertEqual(model(image).shape, (4, 10))
             self.train(model, [image], labels)
+
+    def test_resnet_for_large_images(self):
+        # Parameters as in table 1 of the paper, and as every library that has these networks says.
+        for depth, parameters in (("18", 11_689_512), ("50", 25_557_032)):
+            model = self.load("resnet", layout="large", depth=depth, width="64", num_classes="1000")
+            self.assertEqual(sum(p.numel() for p in model.parameters()), parameters, depth)
+            self.assertEqual(model(torch.rand(2, 3, 64, 64)).shape, (2, 1000), depth)
 
     def test_resnet_statistics_move_in_training_only(self):
         model = self.load("resnet")

@@ -1,5 +1,7 @@
 // The loss on a CUDA device.
 
+#include <cuda_runtime_api.h>
+
 #include <utility>
 #include <vector>
 
@@ -18,6 +20,7 @@ class DeviceLoss final : public BatchLoss {
   DeviceLoss(LossOptions options, Model* model) : options_(std::move(options)), model_(model) {}
 
   absl::StatusOr<Tensor> Begin(const LossInputs& inputs, const Tensor& logits) override {
+    CODISTILL_RETURN_IF_ERROR(Here());
     kept_.clear();
     teachers_.clear();
     topk_teachers_.clear();
@@ -62,6 +65,7 @@ class DeviceLoss final : public BatchLoss {
   bool asynchronous() const override { return true; }
 
   absl::Status End(LossOutputs* outputs) override {
+    CODISTILL_RETURN_IF_ERROR(Here());
     const absl::Status status =
         Named(FinishLoss(inputs_, workspace_.data(), model_->stream(), outputs));
     kept_.clear();
@@ -80,6 +84,14 @@ class DeviceLoss final : public BatchLoss {
     *array = static_cast<const T*>(sent.data());
     kept_.push_back(std::move(sent));
     return absl::OkStatus();
+  }
+
+  // The kernels are launched on the calling thread's device.
+  absl::Status Here() const {
+    const cudaError_t error = cudaSetDevice(model_->device());
+    if (error == cudaSuccess) return absl::OkStatus();
+    return Named(absl::InternalError(
+        absl::StrCat(cudaGetErrorName(error), " (", cudaGetErrorString(error), ")")));
   }
 
   // The kernels' launchers know the device's errors by CUDA's names, not what they mean.

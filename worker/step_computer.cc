@@ -242,6 +242,8 @@ absl::StatusOr<const TeacherPredictions*> StepComputer::TakePredictions(
 }
 
 void StepComputer::PushBuffers(PushStream* push) {
+  // A device that does not give them back fails the backward pass too, which tells of it.
+  if (!options_.model->AwaitBuffers().ok()) return;
   for (int index : buffers_) {
     const TensorView& view = options_.model->storage()[index];
     // A copy: the next pull writes into the model while gRPC may still hold these bytes.
