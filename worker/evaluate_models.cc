@@ -32,7 +32,7 @@ class Tally {
     if (!batch.labels.empty()) inputs.labels = batch.labels.As<int64_t>().data();
     if (!batch.targets.empty()) inputs.targets = batch.targets.As<float>().data();
     // The gradient of the mean over rows (and classes, but for the softmax) times their number.
-    inputs.gradient_scale = static_cast<double>(batch.rows) *
+    inputs.gradient_scale = WeightOf(loss_options_, inputs) *
                             (model.label_loss() == SOFTMAX_CROSS_ENTROPY ? 1 : model.num_outputs());
     LossOutputs outputs;
     if (differences) outputs.gradient = logits->As<float>().data();
@@ -42,10 +42,14 @@ class Tally {
     if (outputs.finite) CODISTILL_RETURN_IF_ERROR(status);
     loss_.Add(outputs.sums.label_loss_sum);
     correct_ += outputs.sums.correct;
-    rows_ += batch.rows;
+    counted_ = outputs.sums.counted_rows;
+    rows_ += counted_;
     examples_ += batch.examples;
     return absl::OkStatus();
   }
+
+  // Rows of the last batch that counted: all but those with the ignored label.
+  int64_t counted() const { return counted_; }
 
   EvaluationResult Result() {
     EvaluationResult result;
@@ -71,6 +75,7 @@ class Tally {
     } else if (model.label_loss() == SOFTMAX_CROSS_ENTROPY && model.num_outputs() == 2) {
       const auto labels = batch.labels.As<int64_t>();
       for (int64_t i = 0; i < batch.rows; ++i) {
+        if (loss_options_.ignored_label == labels[i]) continue;
         scores_.push_back({values[2 * i + 1] - values[2 * i], labels[i] == 1});
       }
     }
@@ -80,6 +85,7 @@ class Tally {
   const LossOptions loss_options_;
   CompensatedSum loss_;
   int64_t correct_ = 0;
+  int64_t counted_ = 0;
   int64_t rows_ = 0;
   int64_t examples_ = 0;
   std::vector<ScoredLabel> scores_;
@@ -139,7 +145,7 @@ absl::StatusOr<Evaluation> EvaluateModels(const EvaluateOptions& options,
     for (size_t a = 0; a < models.size(); ++a) {
       for (size_t b = a + 1; b < models.size(); ++b) {
         difference.Add(SumOfDifferences(logits[a].As<float>(), logits[b].As<float>()));
-        compared += batch.rows * job.model().num_outputs();
+        compared += tallies[a].counted() * job.model().num_outputs();
       }
     }
     if (options.on_progress) options.on_progress(end, total);

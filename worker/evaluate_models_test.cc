@@ -48,6 +48,10 @@ class FormulaDataset : public Dataset {
     return absl::OkStatus();
   }
 
+  void CountLabels(absl::Span<const ExampleRef> refs, absl::Span<int64_t> counts) const override {
+    for (const ExampleRef& ref : refs) ++counts[Label(ref.index)];
+  }
+
   int64_t fails_at = -1;
 
  private:
@@ -152,6 +156,41 @@ TEST(EvaluateModelsTest, LossAccuracyAndDisagreementByTheBook) {
   EXPECT_EQ(parallel->disagreement, evaluation->disagreement);
   for (int m = 0; m < 3; ++m) {
     EXPECT_EQ(parallel->results[m].loss(), evaluation->results[m].loss());
+  }
+}
+
+TEST(EvaluateModelsTest, IgnoredLabelsDoNotCount) {
+  for (const int64_t classes : {2, 4}) {
+    constexpr int64_t kSize = 37, kIgnored = 1;
+    JobConfig job = Job(SOFTMAX_CROSS_ENTROPY, classes);
+    job.mutable_model()->set_ignored_label(kIgnored);
+    FormulaDataset data(job.data().validation(), SOFTMAX_CROSS_ENTROPY, kSize, classes);
+    LinearModel models[2] = {{kInputs, classes, false}, {kInputs, classes, false}};
+    for (int m = 0; m < 2; ++m) SetWeights(m, &models[m]);
+    double loss = 0, correct = 0, difference = 0, counted = 0;
+    for (int64_t example = 0; example < kSize; ++example) {
+      const int64_t label = data.Label(example);
+      if (label == kIgnored) continue;
+      ++counted;
+      const std::vector<double> p = Softmax(LogitsOf(models[0], example, classes));
+      const std::vector<double> q = Softmax(LogitsOf(models[1], example, classes));
+      loss -= std::log(p[label]);
+      correct += std::max_element(p.begin(), p.end()) - p.begin() == label ? 1 : 0;
+      for (int c = 0; c < classes; ++c) difference += std::abs(p[c] - q[c]);
+    }
+    ASSERT_LT(counted, kSize);
+    EvaluateOptions options;
+    options.job = &job;
+    options.validation = &data;
+    const auto evaluation = EvaluateModels(options, {&models[0], &models[1]});
+    ASSERT_TRUE(evaluation.ok()) << evaluation.status();
+    const EvaluationResult& result = evaluation->results[0];
+    EXPECT_EQ(result.examples(), kSize);
+    EXPECT_NEAR(result.loss(), loss / counted, 1e-6);
+    EXPECT_DOUBLE_EQ(result.accuracy(), correct / counted);
+    EXPECT_NEAR(evaluation->disagreement, difference / (counted * classes), 1e-7);
+    // Of two classes one is left: nothing to tell apart.
+    EXPECT_FALSE(result.has_auc());
   }
 }
 

@@ -15,6 +15,7 @@ LossOptions LabelLossOptionsOf(const JobConfig& job) {
       options.label_loss = LossOptions::kSquaredError;
       break;
   }
+  if (job.model().has_ignored_label()) options.ignored_label = job.model().ignored_label();
   return options;
 }
 

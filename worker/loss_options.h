@@ -10,7 +10,8 @@ namespace codistill {
 // The training loss of a job, as the kernel takes it.
 LossOptions LossOptionsOf(const JobConfig& job);
 
-// What a validation loss is: the label loss alone, without smoothing.
+// What a validation loss is: the label loss alone, without smoothing. Ignored labels do not count
+// there either.
 LossOptions LabelLossOptionsOf(const JobConfig& job);
 
 // A teacher as the kernel takes it; valid as long as the prediction.

@@ -49,6 +49,7 @@ absl::StatusOr<std::unique_ptr<StepComputer>> StepComputer::Create(Options optio
   pass.group = checked.group;
   pass.rank = checked.rank;
   pass.model = checked.model;
+  pass.label_prior = checked.label_prior;
   pass.test_delay = checked.test_delay;
   CODISTILL_ASSIGN_OR_RETURN(computer->pass_, TrainingPass::Create(std::move(pass)));
   WeightPuller::Options weights;
@@ -132,7 +133,7 @@ StepComputer::Result StepComputer::Run(const GroupSession& session, const BatchP
   if (loss->finite) {
     end.set_label_loss_sum(loss->sums.label_loss_sum);
     end.set_teacher_loss_sum(loss->sums.teacher_loss_sum);
-    end.set_num_labels(step.batch.rows);
+    end.set_num_labels(loss->sums.counted_rows);
   }
   end.set_used_teacher(loss->used_teacher);
   end.set_teacher_weight(loss->used_teacher ? assignment.teacher_weight() : 0);

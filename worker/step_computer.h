@@ -33,6 +33,7 @@ class StepComputer {
     int group = 0;
     int rank = 0;
     Model* model = nullptr;              // not owned
+    std::vector<float> label_prior;      // see TrainingPass
     TeacherSource* teachers = nullptr;   // not owned; null = none
     WorkerProgress* progress = nullptr;  // not owned
     // Rows that the next step will want, where they are known; optional.

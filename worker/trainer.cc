@@ -58,6 +58,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Options options) {
   computer.model = o.model;
   computer.teachers = o.teachers;
   computer.progress = o.progress;
+  computer.label_prior = o.label_prior;
   computer.next_rows = [t = trainer.get()] { return t->pipeline_->PeekRows(); };
   computer.test_delay = o.test_step_delay;
   CODISTILL_ASSIGN_OR_RETURN(trainer->computer_, StepComputer::Create(std::move(computer)));

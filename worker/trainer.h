@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
@@ -65,7 +66,8 @@ class Trainer {
     BatchSource* batches = nullptr;
     TeacherSource* teachers = nullptr;  // null = none
     WorkerProgress* progress = nullptr;
-    Connect connect;  // null = TensorClient::Create
+    std::vector<float> label_prior;  // see TrainingPass
+    Connect connect;                 // null = TensorClient::Create
     absl::Duration heartbeat_interval = absl::Seconds(1);
     // How long after Drain the step in hand may wait for others; then it is given up.
     absl::Duration drain_grace = absl::Seconds(10);

@@ -142,6 +142,7 @@ absl::StatusOr<TrainingPass::PartLoss> TrainingPass::BeginLoss(
   if (!labels.empty()) inputs.labels = labels.As<int64_t>().data();
   if (!targets.empty()) inputs.targets = targets.As<float>().data();
   inputs.gradient_scale = ShareOf(batch, inputs);
+  if (!options_.label_prior.empty()) inputs.label_prior = options_.label_prior.data();
   std::vector<DenseTeacher> teachers;
   std::vector<TopKTeacher> topk_teachers;
   if (predictions != nullptr) {
@@ -185,6 +186,8 @@ absl::StatusOr<TrainingPass::PartLoss> TrainingPass::BeginLoss(
 absl::StatusOr<TrainingPass::Result> TrainingPass::EndLoss(const BatchPipeline::Step& step,
                                                            PartLoss loss) {
   if (loss.pending) loss.status = loss_->End(&loss.outputs);
+  LOG_IF(WARNING, !loss.status.ok() && !loss.outputs.finite)
+      << "step " << step.assignment.step() << ": " << loss.status.message();
   // What is not finite is the leader's to reject, as it is in the gradient of any other worker.
   if (!loss.status.ok() && loss.outputs.finite) {
     return Annotate(loss.status, absl::StrCat("step ", step.assignment.step()));

@@ -36,6 +36,8 @@ class TrainingPass {
     int rank = 0;
     Model* model = nullptr;     // not owned
     BatchLoss* loss = nullptr;  // not owned; null: BatchLoss::Create's, where the model computes
+    // What labels are smoothed towards (LabelPriorOf); empty: every class alike.
+    std::vector<float> label_prior;
     absl::Duration test_delay;  // for tests: the computation takes so much longer
   };
   // INVALID_ARGUMENT: a loss that the kernel does not take.

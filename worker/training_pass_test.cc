@@ -1,5 +1,6 @@
 #include "worker/training_pass.h"
 
+#include <algorithm>
 #include <cmath>
 #include <map>
 #include <memory>
@@ -47,7 +48,8 @@ struct Outcome {
 // A worker of its own.
 class Worker {
  public:
-  Worker(const Problem& problem, int micro_batches, int rank = 0, Precision precision = FP32) {
+  Worker(const Problem& problem, int micro_batches, int rank = 0, Precision precision = FP32,
+         std::vector<float> label_prior = {}) {
     JobConfig job;
     EXPECT_TRUE(google::protobuf::TextFormat::ParseFromString(problem.job, &job)) << problem.job;
     job.add_groups()->set_name("alpha");
@@ -63,6 +65,7 @@ class Worker {
     pass.job = job;
     pass.rank = rank;
     pass.model = model_.get();
+    pass.label_prior = std::move(label_prior);
     auto created = TrainingPass::Create(pass);
     EXPECT_TRUE(created.ok()) << created.status();
     pass_ = *std::move(created);
@@ -350,6 +353,60 @@ TEST(TrainingPassTest, DropoutIsTheWorkersOwnAndRepeatsToTheBit) {
     EXPECT_EQ(Worker(problem, parts, /*rank=*/0).Run(problem).gradients, first.gradients);
     EXPECT_NE(Worker(problem, parts, /*rank=*/1).Run(problem).gradients, first.gradients);
     EXPECT_NE(Worker(problem, parts, /*rank=*/0).Run(problem, 2).gradients, first.gradients);
+  }
+}
+
+// `rows` of a [8, n] tensor.
+Tensor Rows(const Tensor& all, const std::vector<int64_t>& rows) {
+  const int64_t n = all.elements() / 8;
+  Tensor some = Tensor::Allocate(DT_FLOAT, {static_cast<int64_t>(rows.size()), n});
+  float* to = some.As<float>().data();
+  for (int64_t row : rows) to = std::copy_n(all.As<float>().data() + row * n, n, to);
+  return some;
+}
+
+TEST(TrainingPassTest, IgnoredLabelsCountForNothing) {
+  Problem problem = Classifier();
+  Problem without = problem;
+  problem.job = R"pb(model {
+                       inputs { name: "x" shape: 6 }
+                       num_outputs: 5
+                       label_smoothing: 0.1
+                       ignored_label: 0
+                     }
+                     codistillation { temperature: 2 })pb";
+  const std::vector<int64_t> rows = {1, 2, 3, 4, 6, 7};
+  without.batch = Batch(6, {1, 2, 3, 4, 1, 2});
+  without.inputs[0] = Rows(problem.inputs[0], rows);
+  for (Tensor& teacher : without.predictions.logits) teacher = Rows(teacher, rows);
+  const Outcome want = Worker(without, 1).Run(without);
+  ASSERT_TRUE(want.status.ok()) << want.status;
+  // Of eight parts two have nothing but an ignored label.
+  for (const int parts : {1, 2, 8}) {
+    const Outcome got = Worker(problem, parts).Run(problem);
+    ASSERT_TRUE(got.status.ok()) << got.status;
+    EXPECT_EQ(got.result.sums.counted_rows, 6);
+    EXPECT_NEAR(got.result.sums.label_loss_sum, want.result.sums.label_loss_sum, 1e-5);
+    EXPECT_NEAR(got.result.sums.teacher_loss_sum, want.result.sums.teacher_loss_sum, 1e-4);
+    for (const auto& [name, gradient] : want.gradients) {
+      ExpectNear(got.gradients.at(name), gradient, name);
+    }
+  }
+}
+
+TEST(TrainingPassTest, SmoothsTowardsThePriorItIsGiven) {
+  const Problem problem = Classifier();
+  const Outcome uniform = Worker(problem, 1).Run(problem);
+  const Outcome same = Worker(problem, 1, 0, FP32, {0.2f, 0.2f, 0.2f, 0.2f, 0.2f}).Run(problem);
+  const Outcome unigram = Worker(problem, 1, 0, FP32, {0.7f, 0.1f, 0.1f, 0.1f, 0}).Run(problem);
+  ASSERT_TRUE(same.status.ok()) << same.status;
+  ASSERT_TRUE(unigram.status.ok()) << unigram.status;
+  EXPECT_NEAR(same.result.sums.label_loss_sum, uniform.result.sums.label_loss_sum, 1e-5);
+  EXPECT_GT(std::abs(unigram.result.sums.label_loss_sum - uniform.result.sums.label_loss_sum),
+            1e-3);
+  for (const auto& [name, gradient] : uniform.gradients) {
+    ExpectNear(same.gradients.at(name), gradient, name);
+    EXPECT_NE(unigram.gradients.at(name), gradient) << name;
   }
 }
 

@@ -33,6 +33,7 @@
 #include "worker/data/dataset.h"
 #include "worker/dataset_batches.h"
 #include "worker/evaluator.h"
+#include "worker/label_prior.h"
 #include "worker/local_teachers.h"
 #include "worker/teacher_client.h"
 #include "worker/teacher_list.h"
@@ -254,6 +255,7 @@ absl::Status Train(const JobConfig& job, int group, int index, Metrics* metrics,
   options.batches = &batches;
   options.teachers = teachers.get();
   options.progress = progress;
+  CODISTILL_ASSIGN_OR_RETURN(options.label_prior, LabelPriorOf(job, group, *dataset));
   options.test_step_delay = absl::Milliseconds(absl::GetFlag(FLAGS_test_step_delay_ms));
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Trainer> trainer,
                              Trainer::Create(std::move(options)));

@@ -63,6 +63,13 @@ INSTANTIATE_TEST_SUITE_P(
         {kCsv,
          {"model.label_smoothing=0.1"},
          "model.label_smoothing: not possible with label_loss"},
+        {kGood,
+         {"model.label_smoothing_prior=UNIGRAM"},
+         "model.label_smoothing_prior: without effect (UNIGRAM): nothing is smoothed; a "
+         "label_smoothing above 0 would be right"},
+        {kCsv,
+         {"model.ignored_label=1"},
+         "model.ignored_label: not possible with label_loss SIGMOID_CROSS_ENTROPY (1)"},
         {kText, {"model.states[0].shape=1,8"}, "model.states[0].shape: wrong shape; positive"},
         {kText, {"model.states[0].name=tokens"}, "model.states[0].name: used twice (tokens)"},
         {kGood,

@@ -166,6 +166,18 @@ void CheckModel(const JobConfig& job, Mistakes* mistakes) {
                   absl::StrCat("not possible with label_loss ", LabelLoss_Name(model.label_loss()),
                                " (", model.label_smoothing(), "); 0 would be right"));
   }
+  if (model.label_smoothing_prior() != ModelConfig::UNIFORM && !(model.label_smoothing() > 0)) {
+    mistakes->Add("model.label_smoothing_prior",
+                  absl::StrCat("without effect (",
+                               ModelConfig::LabelPrior_Name(model.label_smoothing_prior()),
+                               "): nothing is smoothed; a label_smoothing above 0 would be right"));
+  }
+  if (model.has_ignored_label() && model.label_loss() != SOFTMAX_CROSS_ENTROPY) {
+    mistakes->Add(
+        "model.ignored_label",
+        absl::StrCat("not possible with label_loss ", LabelLoss_Name(model.label_loss()), " (",
+                     model.ignored_label(), "), whose labels are no classes; none would be right"));
+  }
 }
 
 void CheckGroups(const JobConfig& job, Addresses* addresses, Mistakes* mistakes) {

@@ -101,6 +101,10 @@ class CsvDataset : public Dataset {
     return absl::OkStatus();
   }
 
+  void CountLabels(absl::Span<const ExampleRef> refs, absl::Span<int64_t> counts) const override {
+    for (const ExampleRef& ref : refs) ++counts[static_cast<int64_t>(columns_.labels[ref.index])];
+  }
+
  private:
   const int numeric_;
   const int categorical_;

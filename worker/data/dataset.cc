@@ -112,6 +112,17 @@ ExampleOrder TrainingOrder(const JobConfig& job, int group, const Dataset& datas
   return ExampleOrder(options);
 }
 
+std::vector<int64_t> TrainingLabelCounts(const JobConfig& job, int group, const Dataset& dataset) {
+  const ExampleOrder order = TrainingOrder(job, group, dataset);
+  std::vector<int64_t> counts(dataset.num_classes());
+  constexpr int64_t kPortion = 4096;
+  for (int64_t begin = 0; begin < order.epoch_size(); begin += kPortion) {
+    const int64_t count = std::min(kPortion, order.epoch_size() - begin);
+    dataset.CountLabels(order.Range(begin, count), absl::MakeSpan(counts));
+  }
+  return counts;
+}
+
 std::vector<ExampleRef> EvaluationExamples(const Dataset& dataset, int64_t total, int64_t begin,
                                            int64_t end) {
   std::vector<ExampleRef> refs;

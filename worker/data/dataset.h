@@ -62,6 +62,10 @@ class Dataset {
   // images).
   virtual absl::Status Fill(absl::Span<const ExampleRef> refs, Batch* batch) const = 0;
 
+  // Adds how often the labels of examples `refs` are each class to `counts`, by class. Only where
+  // labels are classes (num_classes() > 0). Reads nothing that was not read at the start.
+  virtual void CountLabels(absl::Span<const ExampleRef> refs, absl::Span<int64_t> counts) const = 0;
+
  protected:
   struct Shape {
     int64_t size = 0;
@@ -102,6 +106,9 @@ absl::StatusOr<std::unique_ptr<Dataset>> CreateDataset(const DatasetOptions& opt
 
 // The order in which a group trains on its data.train set.
 ExampleOrder TrainingOrder(const JobConfig& job, int group, const Dataset& dataset);
+
+// How often each class is the label in what a group trains on in one epoch.
+std::vector<int64_t> TrainingLabelCounts(const JobConfig& job, int group, const Dataset& dataset);
 
 // Examples [begin, end) of the `total` on which an evaluation measures: all in their order where
 // `total` is the size of the data set; else a sample that is the same each time, and random, as

@@ -232,6 +232,10 @@ class ImageDataset : public Dataset {
     return first_error;
   }
 
+  void CountLabels(absl::Span<const ExampleRef> refs, absl::Span<int64_t> counts) const override {
+    for (const ExampleRef& ref : refs) ++counts[labels_[ref.index]];
+  }
+
  private:
   absl::Status Load(int64_t index, ImageDecoder* decoder, std::string* bytes, Image* image) const {
     const Place& place = files_.places()[index];

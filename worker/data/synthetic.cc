@@ -90,6 +90,10 @@ class SyntheticDataset : public Dataset {
     return absl::OkStatus();
   }
 
+  void CountLabels(absl::Span<const ExampleRef> refs, absl::Span<int64_t> counts) const override {
+    for (const ExampleRef& ref : refs) ++counts[labels_[ref.index]];
+  }
+
  private:
   const int64_t inputs_;
   const uint64_t salt_;

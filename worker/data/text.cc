@@ -97,18 +97,28 @@ class TextDataset : public Dataset {
     int64_t* labels = batch->labels.As<int64_t>().data();
     const auto ids = batch->example_ids.As<int64_t>();
     for (size_t i = 0; i < refs.size(); ++i) {
-      const int64_t lane = refs[i].index % lanes();
-      const int64_t segment = refs[i].index / lanes();
-      const int64_t start = lane * stream_tokens_ + segment * unroll_;
+      const int64_t start = StartOf(refs[i]);
       inputs = std::copy_n(tokens_.data() + start, unroll_, inputs);
       labels = std::copy_n(tokens_.data() + start + 1, unroll_, labels);
       ids[i] = static_cast<int64_t>(Mix(salt_, first_token_ + start));
-      if (segment == 0) batch->reset_state = true;
+      if (refs[i].index < lanes()) batch->reset_state = true;
     }
     return absl::OkStatus();
   }
 
+  void CountLabels(absl::Span<const ExampleRef> refs, absl::Span<int64_t> counts) const override {
+    for (const ExampleRef& ref : refs) {
+      const int32_t* const labels = &tokens_[StartOf(ref) + 1];
+      for (int64_t i = 0; i < unroll_; ++i) ++counts[labels[i]];
+    }
+  }
+
  private:
+  // First token of an example.
+  int64_t StartOf(const ExampleRef& ref) const {
+    return ref.index % lanes() * stream_tokens_ + ref.index / lanes() * unroll_;
+  }
+
   const int64_t unroll_;
   const uint64_t salt_;
   const int64_t first_token_;    // of this group's part, in the whole text
