@@ -176,7 +176,9 @@ void GroupLeader::AssignSync(const GetAssignmentsRequest& request, GetAssignment
     assignment->set_num_examples(job_.training().batch_size());
     assignment->set_teacher_weight(TeacherWeightAt(job_, step));
     assignment->set_want_worker_state(StateWithEveryStep() || SnapshotDue(step));
-    assignment->set_weights_step(step - 1);
+    // A step has no older weights than those the generation began with.
+    const int64_t oldest = origin_ == nullptr ? 0 : origin_->version().step();
+    assignment->set_weights_step(std::max(oldest, step - 1 - job_.training().weights_lag()));
     for (const MemberPlan::Member& member : plan_.At(step)) assignment->add_members(member.rank);
     handed_out_ = std::max(handed_out_, step);
   }

@@ -78,6 +78,16 @@ TEST_F(LeaderTest, AssignmentsAreAPureFunctionOfTheStep) {
   EXPECT_EQ(again->reply->assignments(0).first_example(), 8u);
 }
 
+TEST_F(LeaderTest, WithWeightsLagAStepIsComputedOnOlderWeights) {
+  job_.mutable_training()->set_weights_lag(1);
+  Start();
+  const auto asked = Ask(0, 0, 4);
+  ASSERT_EQ(asked->reply->assignments_size(), 4);
+  for (const Assignment& a : asked->reply->assignments()) {
+    EXPECT_EQ(a.weights_step(), std::max<int64_t>(0, a.step() - 2));
+  }
+}
+
 TEST_F(LeaderTest, NothingToHandOutIsAnEmptyListAtTheDeadline) {
   Make();
   Pass(absl::Seconds(1));

@@ -57,7 +57,8 @@ ModelShard::ModelShard(Options options)
       max_workers_(MaxWorkers(options_.job, options_.group)),
       max_staleness_(options_.job.training().update_mode() == TrainingConfig::BOUNDED_STALENESS
                          ? options_.job.training().max_staleness()
-                         : -1) {}
+                         : -1),
+      weights_lag_(options_.job.training().weights_lag()) {}
 
 ModelShard::~ModelShard() {
   Drain();
@@ -239,6 +240,7 @@ absl::StatusOr<RestoreReply> ModelShard::DoRestore(const RestoreRequest& request
     generation_ = 0;
     loading_ = true;
     newest_incarnation_.clear();
+    previous_.reset();
     decisions_.clear();
     outcomes_.Clear();
     async_reports_.clear();
@@ -422,6 +424,11 @@ absl::StatusOr<CommitReply> ModelShard::DoCommitSync(const CommitRequest& reques
                      ", other than the job's, by which its push was taken"));
   }
 
+  if (weights_lag_ > 0) {
+    // What the update would write over is written elsewhere as long as somebody may want it.
+    MutexLock lock(&mu_);
+    previous_ = store_->Live(request.step() - 1, /*exact=*/true);
+  }
   FaultPoint("shard.commit.received");
   const absl::Time begin = options_.clock->Now();
   store_->Apply({request.step(),

@@ -209,6 +209,9 @@ class ModelShard {
   Done<PushReply> Counted(int32_t rank, Done<PushReply> done);
   // What a push of a decided step is answered.
   PushReply DecidedAlready(const PushBegin& begin) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  std::pair<int32_t, int64_t> Place(const PushBegin& begin) const {
+    return {begin.rank(), begin.step() % (weights_lag_ + 1)};
+  }
   void Report(int32_t rank, uint64_t incarnation, Waiting* waiting, Effects* effects)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void OnReported(uint64_t generation, int64_t step, int32_t rank, uint64_t incarnation,
@@ -233,6 +236,7 @@ class ModelShard {
   const std::string group_name_;
   const int max_workers_;        // ranks there may be
   const int64_t max_staleness_;  // BOUNDED_STALENESS; negative: no bound
+  const int64_t weights_lag_;    // steps that a push may be ahead of the next to be decided
   std::shared_ptr<ShardStore> store_;
   std::unique_ptr<EmbeddingStore> embeddings_;
 
@@ -248,11 +252,16 @@ class ModelShard {
   absl::Time last_leader_call_ ABSL_GUARDED_BY(mu_) = absl::InfinitePast();
 
   std::map<int32_t, uint64_t> newest_incarnation_ ABSL_GUARDED_BY(mu_);
-  std::map<int32_t, std::weak_ptr<StagedPush>> open_ ABSL_GUARDED_BY(mu_);  // newest of each rank
+  // The newest of each rank; with weights_lag the newest two, of which one may be begun before the
+  // other is decided: by (rank, step modulo their number).
+  std::map<std::pair<int32_t, int64_t>, std::weak_ptr<StagedPush>> open_ ABSL_GUARDED_BY(mu_);
   // By (rank, incarnation): at most the two newest incarnations of a rank.
   std::map<std::pair<int32_t, uint64_t>, Waiting> waiting_ ABSL_GUARDED_BY(mu_);
   std::deque<Decision> decisions_ ABSL_GUARDED_BY(mu_);
   std::vector<ParkedPull> parked_pulls_ ABSL_GUARDED_BY(mu_);
+  // SYNC with weights_lag: the weights before the newest step, on which the next may still be
+  // computed. Null before the first.
+  std::shared_ptr<const Cut> previous_ ABSL_GUARDED_BY(mu_);
   std::vector<ParkedRows> parked_rows_ ABSL_GUARDED_BY(mu_);
 
   // ASYNC: what pushes were answered, and the reports of it that are to be sent.

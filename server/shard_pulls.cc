@@ -95,6 +95,9 @@ absl::StatusOr<std::unique_ptr<PullSource>> ModelShard::TryPull(const PullReques
             "source step: an ASYNC group has no common step; use at_least_step");
       }
       if (request.step() > step_) return nullptr;
+      if (previous_ != nullptr && previous_->step() == request.step() && request.step() < step_) {
+        return source(previous_, request.step());
+      }
       if (request.step() < step_) {
         return absl::OutOfRangeError(absl::StrCat("weights of step ", request.step(),
                                                   " are gone: the shard has come to step ", step_));

@@ -53,13 +53,21 @@ absl::StatusOr<std::shared_ptr<StagedPush>> ModelShard::BeginPush(const PushBegi
                                                              ": incarnation ", begin.incarnation(),
                                                              " was replaced by ", newest)));
   }
-  if (begin.step() < 1 || (sync_ && begin.step() > step_ + 1)) {
+  if (begin.step() < 1 || (sync_ && begin.step() > step_ + 1 + weights_lag_)) {
     return refuse(absl::FailedPreconditionError(absl::StrCat(
         "push for step ", begin.step(), " while ", Name(), " takes step ", step_ + 1)));
   }
   newest = begin.incarnation();
   if (!sync_) outcomes_.Begun(begin);
-  if (const std::shared_ptr<StagedPush> older = open_[begin.rank()].lock()) older->Supersede();
+  for (int64_t i = 0; i <= weights_lag_; ++i) {
+    const auto open = open_.find({begin.rank(), i});
+    if (open == open_.end()) continue;
+    const std::shared_ptr<StagedPush> older = open->second.lock();
+    if (older != nullptr &&
+        (open->first == Place(begin) || older->begin().incarnation() != begin.incarnation())) {
+      older->Supersede();
+    }
+  }
   std::shared_ptr<StagedPush> push;
   // The only push that can be of this step: nothing that is yet to be decided enters its update.
   if (sync_ && max_workers_ == 1 && begin.step() == step_ + 1) {
@@ -71,7 +79,7 @@ absl::StatusOr<std::shared_ptr<StagedPush>> ModelShard::BeginPush(const PushBegi
   }
   if (push == nullptr) push = store_->NewPush(begin);
   if (!embeddings_->empty()) push->ExpectRows(&embeddings_->row_layout());
-  open_[begin.rank()] = push;
+  open_[Place(begin)] = push;
   return push;
 }
 
@@ -149,7 +157,10 @@ void ModelShard::EndPush(std::shared_ptr<StagedPush> push, PushEnd end, Done<Pus
       effects.push_back([&done, reply = DecidedAlready(begin)] { done(reply); });
     } else {
       const std::pair<int32_t, uint64_t> key(begin.rank(), begin.incarnation());
-      open_.erase(begin.rank());
+      if (const auto open = open_.find(Place(begin));
+          open != open_.end() && open->second.lock() == push) {
+        open_.erase(open);
+      }
       // The same process sends its push again: the connection was lost.
       const auto same = waiting_.find(key);
       if (same != waiting_.end()) {

@@ -278,6 +278,62 @@ TEST_F(ShardTest, AStepFromPushToPull) {
   EXPECT_EQ(passed->Wait().status().code(), absl::StatusCode::kOutOfRange);
 }
 
+// A worker with weights_lag may compute the next step on the weights before the newest, and begins
+// its push before it hears of the one before.
+TEST_F(ShardTest, WithWeightsLagTheWeightsBeforeTheNewestCanBePulled) {
+  job_.mutable_training()->set_weights_lag(1);
+  Make();
+  ASSERT_TRUE(Restore(1).ok());
+  const auto of_step = [&](int64_t step) {
+    return Pull([step](PullRequest* r) { r->set_step(step); });
+  };
+  for (int64_t step = 1; step <= 3; ++step) {
+    const auto a = Push(Begin(0, step)), b = Push(Begin(1, step));
+    ASSERT_TRUE(Commit(step, {Of(0), Of(1)}).ok());
+    EXPECT_EQ(a->Wait()->outcome(), APPLIED);
+    EXPECT_EQ(b->Wait()->outcome(), APPLIED);
+    const auto newest = of_step(step), before = of_step(step - 1);
+    ASSERT_TRUE(newest->Wait().ok());
+    ASSERT_TRUE(before->Wait().ok()) << before->value.status();
+    EXPECT_EQ((*before->value)->version().step(), step - 1);
+    EXPECT_NEAR(FirstOf(newest->value->get()), TestValue("w", 0) - step, 1e-4);
+    EXPECT_NEAR(FirstOf(before->value->get()), TestValue("w", 0) - (step - 1), 1e-4);
+    if (step >= 2) {
+      EXPECT_EQ(of_step(step - 2)->Wait().status().code(), absl::StatusCode::kOutOfRange);
+    }
+  }
+
+  // Begun a step ahead, in whatever order they arrive: neither takes the other's place.
+  const auto second = shard_->BeginPush(Begin(0, 5)), first = shard_->BeginPush(Begin(0, 4));
+  ASSERT_TRUE(first.ok()) << first.status();
+  ASSERT_TRUE(second.ok()) << second.status();
+  EXPECT_FALSE((*first)->superseded());
+  EXPECT_FALSE((*second)->superseded());
+  EXPECT_EQ(shard_->BeginPush(Begin(0, 6)).status().code(), absl::StatusCode::kFailedPrecondition);
+  // The same step again does, and another process of the rank does to both.
+  const auto again = shard_->BeginPush(Begin(0, 4));
+  ASSERT_TRUE(again.ok());
+  EXPECT_TRUE((*first)->superseded());
+  EXPECT_FALSE((*second)->superseded());
+  ASSERT_TRUE(shard_->BeginPush(Begin(0, 4, /*incarnation=*/2)).ok());
+  EXPECT_TRUE((*again)->superseded());
+  EXPECT_TRUE((*second)->superseded());
+
+  // Another generation has nothing before its first step.
+  ASSERT_TRUE(Restore(2).ok());
+  const auto restored = Pull([](PullRequest* r) {
+    r->set_generation(2);
+    r->set_step(0);
+  });
+  EXPECT_TRUE(restored->Wait().ok()) << restored->value.status();
+}
+
+TEST_F(ShardTest, WithoutItThereIsOneVersion) {
+  Make();
+  ASSERT_TRUE(Restore(1).ok());
+  EXPECT_EQ(shard_->BeginPush(Begin(0, 2)).status().code(), absl::StatusCode::kFailedPrecondition);
+}
+
 TEST_F(ShardTest, RejectedAndLatePushesAreAnsweredAsSuch) {
   Make();
   ASSERT_TRUE(Restore(1).ok());

@@ -135,7 +135,7 @@ void BatchPipeline::FetchAssignments() {
   request.set_rank(options_.rank);
   request.set_incarnation(incarnation_);
   request.set_first_step(next_step_);
-  request.set_max_assignments(options_.ahead + 1);
+  request.set_max_assignments(options_.ahead + 1 + options_.undecided);
   request.set_completed_step(completed_);
   mu_.Unlock();
   TraceSpan span("assignment", "assignments");

@@ -39,6 +39,8 @@ class BatchPipeline {
     ModelConfig model;  // whose embedding tables are looked for in the batches
     // Steps made ready ahead of the one in hand, at least 1.
     int ahead = 1;
+    // Steps whose decisions are waited for while later ones are computed (training.weights_lag).
+    int undecided = 0;
     // Whether batches are announced to the teachers as soon as they are built.
     bool announce = true;
     // Told of the inputs of each batch as it is built, on the pipeline's thread; optional.

@@ -70,14 +70,13 @@ StepComputer::StepComputer(Options options)
   }
 }
 
-StepComputer::Result StepComputer::Run(const GroupSession& session, const BatchPipeline::Step& step,
-                                       RecurrentStateAfter* state) {
+StepComputer::Result StepComputer::Compute(const GroupSession& session,
+                                           const RecurrentStateAfter& state, StepInHand* hand) {
   Result result;
-  const absl::Time start = absl::Now();
+  hand->begun = absl::Now();
   StopWatch watch(options_.progress);
+  const BatchPipeline::Step& step = *hand->step;
   const Assignment& assignment = step.assignment;
-  TraceSpan whole("step", "step");
-  whole.Arg("step", assignment.step());
 
   options_.progress->SetState("training",
                               absl::StrCat("step ", assignment.step(), ": getting the weights"));
@@ -90,80 +89,90 @@ StepComputer::Result StepComputer::Run(const GroupSession& session, const BatchP
     result.transfer_error = weights.status();
     return result;
   }
+  result.local_error = options_.model->UseWeights(weights->set);
+  if (!result.local_error.ok()) return result;
 
   FaultPoint("worker.pulled");
   options_.progress->SetState("training", absl::StrCat("step ", assignment.step()));
   const EmbeddedRows* const embedded = weights->rows.get();
-  Model::States states = state->For(assignment.step(), step.batch.starts_epoch);
-  std::unique_ptr<PushStream> push;
-  const absl::StatusOr<TrainingPass::Result> loss = pass_->Run(
+  Model::States states = state.For(assignment.step(), step.batch.starts_epoch);
+  PushStream* push = nullptr;
+  absl::StatusOr<TrainingPass::Result> loss = pass_->Run(
       step, InputsOf(step, embedded), &states,
       [&] {
         watch.Lap(WorkerProgress::kCompute);
-        auto predictions = TakePredictions(step);
+        auto predictions = TakePredictions(hand);
         watch.Lap(WorkerProgress::kTeacher);
         return predictions;
       },
       [&]() -> Model::OnGradient {
-        push = session.tensors->StartPush(HeaderOf(session, assignment, weights->version),
-                                          PushDeadline());
-        PushBuffers(push.get());
-        return [&push](int index, const float* data, std::shared_ptr<const void> owner) {
+        weights_->StartNewest(session, assignment, PushDeadline());
+        hand->push = session.tensors->StartPush(HeaderOf(session, assignment, weights->version),
+                                                PushDeadline());
+        push = hand->push.get();
+        PushBuffers(push);
+        return [push](int index, const float* data, std::shared_ptr<const void> owner) {
           push->AddGradient(index, data, std::move(owner));
         };
       });
-  if (loss.ok() && embedded != nullptr) PushRows(*embedded, push.get());
+  if (loss.ok() && embedded != nullptr) PushRows(*embedded, push);
   watch.Lap(WorkerProgress::kCompute);
   if (!loss.ok()) {
+    hand->push.reset();
     result.local_error = loss.status();
     return result;
   }
   FaultPoint("worker.computed");
 
-  RecurrentStateAfter after;
-  after.step = assignment.step();
-  after.states = std::move(states);
+  hand->loss = *std::move(loss);
+  hand->after.step = assignment.step();
+  hand->after.states = std::move(states);
   if (assignment.want_worker_state()) {
-    push->AddWorkerState(EncodeWorkerState(options_.job.model(), after));
+    push->AddWorkerState(EncodeWorkerState(options_.job.model(), hand->after));
   }
-
-  PushEnd end;
+  PushEnd& end = hand->end;
+  end.Clear();
   end.set_num_examples(step.batch.examples);
   // A sum that is not a number would spoil the group's curves; the gradient tells on itself.
-  if (loss->finite) {
-    end.set_label_loss_sum(loss->sums.label_loss_sum);
-    end.set_teacher_loss_sum(loss->sums.teacher_loss_sum);
-    end.set_num_labels(loss->sums.counted_rows);
+  if (hand->loss.finite) {
+    end.set_label_loss_sum(hand->loss.sums.label_loss_sum);
+    end.set_teacher_loss_sum(hand->loss.sums.teacher_loss_sum);
+    end.set_num_labels(hand->loss.sums.counted_rows);
   }
-  end.set_used_teacher(loss->used_teacher);
-  end.set_teacher_weight(loss->used_teacher ? assignment.teacher_weight() : 0);
-  // Nothing reads the weights any more: gradients and buffers have memory of their own.
-  weights_->StartEarly(session, assignment.step(), PushDeadline());
-  SetPush(push.get());
-  TraceSpan deciding("wait", "wait for the decision");
-  absl::StatusOr<PushStream::Result> pushed = push->Finish(std::move(end));
-  deciding.End();
-  SetPush(nullptr);
-  if (!pushed.ok()) weights_->ForgetEarly();
-  watch.Lap(WorkerProgress::kPush);
-  if (!pushed.ok()) {
-    result.transfer_error = pushed.status();
-    result.pushing = true;
-    return result;
-  }
-  FaultPoint("worker.pushed");
-  result.push = *std::move(pushed);
-  *state = std::move(after);
-  last_step_ = absl::Now() - start;
-  Report(step, *loss, result.push);
-  ForgetPredictions();
+  end.set_used_teacher(hand->loss.used_teacher);
+  end.set_teacher_weight(hand->loss.used_teacher ? assignment.teacher_weight() : 0);
   return result;
 }
 
-void StepComputer::Report(const BatchPipeline::Step& step, const TrainingPass::Result& loss,
-                          const PushStream::Result& push) {
+void StepComputer::End(const GroupSession& session, StepInHand* hand) {
+  // Nothing reads the weights any more: gradients and buffers have memory of their own.
+  weights_->StartEarly(session, hand->number(), PushDeadline());
+  hand->push->End(hand->end);
+  SetPush(hand->push.get());
+}
+
+absl::StatusOr<PushStream::Result> StepComputer::Wait(StepInHand* hand) {
+  StopWatch watch(options_.progress);
+  TraceSpan deciding("wait", "wait for the decision");
+  deciding.Arg("step", hand->number());
+  absl::StatusOr<PushStream::Result> pushed = hand->push->Wait();
+  deciding.End();
+  SetPush(nullptr);
+  hand->push.reset();
+  if (!pushed.ok()) weights_->ForgetEarly();
+  watch.Lap(WorkerProgress::kPush);
+  CODISTILL_RETURN_IF_ERROR(pushed.status());
+  FaultPoint("worker.pushed");
+  last_step_ = absl::Now() - hand->begun;
+  Report(*hand, *pushed);
+  return pushed;
+}
+
+void StepComputer::Report(const StepInHand& hand, const PushStream::Result& push) {
+  const BatchPipeline::Step& step = *hand.step;
+  const TrainingPass::Result& loss = hand.loss;
   WorkerProgress::StepReport report;
-  report.step = step.assignment.step();
+  report.step = hand.number();
   report.outcome = push.outcome;
   report.examples = step.batch.examples;
   report.push_bytes = push.bytes;
@@ -173,8 +182,8 @@ void StepComputer::Report(const BatchPipeline::Step& step, const TrainingPass::R
   report.used_teacher = loss.used_teacher;
   if (loss.used_teacher) {
     report.teacher_loss = loss.sums.teacher_loss_sum / rows;
-    report.staleness_steps = predictions_->staleness_steps;
-    report.prefetch_lag_steps = predictions_->prefetch_lag_steps;
+    report.staleness_steps = hand.predictions->staleness_steps;
+    report.prefetch_lag_steps = hand.predictions->prefetch_lag_steps;
   }
   options_.progress->StepDone(report);
 }
@@ -218,10 +227,10 @@ void StepComputer::PushRows(const EmbeddedRows& rows, PushStream* push) {
   }
 }
 
-absl::StatusOr<const TeacherPredictions*> StepComputer::TakePredictions(
-    const BatchPipeline::Step& step) {
+absl::StatusOr<const TeacherPredictions*> StepComputer::TakePredictions(StepInHand* hand) {
   if (options_.teachers == nullptr) return nullptr;
-  if (predictions_.has_value()) return &*predictions_;
+  if (hand->predictions.has_value()) return &*hand->predictions;
+  const BatchPipeline::Step& step = *hand->step;
   const int64_t number = step.assignment.step();
   if (!(step.assignment.teacher_weight() > 0)) {
     options_.teachers->BeginStep(number);
@@ -238,8 +247,8 @@ absl::StatusOr<const TeacherPredictions*> StepComputer::TakePredictions(
                                      counters.last_error.empty() ? "" : ": ", counters.last_error)
                       : absl::StrCat("step ", number, " with ", predictions->teachers(),
                                      predictions->teachers() == 1 ? " teacher" : " teachers"));
-  predictions_ = *std::move(predictions);
-  return &*predictions_;
+  hand->predictions = *std::move(predictions);
+  return &*hand->predictions;
 }
 
 void StepComputer::PushBuffers(PushStream* push) {

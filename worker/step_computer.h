@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -23,9 +24,27 @@
 
 namespace codistill {
 
+// A step from when it is ready until its push is decided.
+struct StepInHand {
+  explicit StepInHand(std::unique_ptr<BatchPipeline::Step> ready) : step(std::move(ready)) {}
+
+  const std::unique_ptr<BatchPipeline::Step> step;
+  int64_t number() const { return step->assignment.step(); }
+
+  // Taken once, however often the step is computed.
+  std::optional<TeacherPredictions> predictions;
+  // Of the last computation:
+  absl::Time begun;
+  TrainingPass::Result loss;
+  RecurrentStateAfter after;
+  PushEnd end;
+  std::unique_ptr<PushStream> push;
+};
+
 // One step of a worker, from a batch and a place to get the weights from to the decision about its
 // push: weights (WeightPuller), forward, teachers, loss and backward (TrainingPass), each gradient
-// on its way as soon as there is one. Used by one thread.
+// on its way as soon as there is one. Between End and Wait the next step may be computed. Used by
+// one thread.
 class StepComputer {
  public:
   struct Options {
@@ -46,33 +65,30 @@ class StepComputer {
   struct Result {
     // The step cannot be computed here, now or again: model, loss, or a teacher under FAIL.
     absl::Status local_error;
-    // Shards did not give weights or take the push. The step may be computed again: it gives the
-    // same.
+    // Shards did not give weights. The step may be computed again: it gives the same.
     absl::Status transfer_error;
-    bool pushing = false;  // the transfer error came after gradients had begun to leave
-    PushStream::Result push;
   };
+  // Computes the step, from recurrent state `state`. Its gradients are on their way then, and its
+  // push wants an End.
+  Result Compute(const GroupSession& session, const RecurrentStateAfter& state, StepInHand* hand);
+  // Asks for the decision. Only one push at a time waits for one.
+  void End(const GroupSession& session, StepInHand* hand);
+  // The decision. After an error the step may be computed again: it gives the same.
+  absl::StatusOr<PushStream::Result> Wait(StepInHand* hand);
 
-  // Computes `step`, after which the recurrent state is `*state` unless there was an error. Teacher
-  // predictions are taken once and stay with the step until ForgetPredictions.
-  Result Run(const GroupSession& session, const BatchPipeline::Step& step,
-             RecurrentStateAfter* state);
-  void ForgetPredictions() { predictions_.reset(); }
-
-  // Breaks off the transfer under way, if there is one: Run then ends with a transfer error. Any
-  // thread.
+  // Breaks off the transfers under way, if there are any: Compute or Wait then ends with an error.
+  // Any thread.
   void CancelTransfer();
 
  private:
   explicit StepComputer(Options options);
   // Null: there are none, or none are wanted.
-  absl::StatusOr<const TeacherPredictions*> TakePredictions(const BatchPipeline::Step& step);
+  absl::StatusOr<const TeacherPredictions*> TakePredictions(StepInHand* hand);
   TensorClient::PushHeader HeaderOf(const GroupSession& session, const Assignment& assignment,
                                     const Version& weights) const;
   void PushBuffers(PushStream* push);
   void PushRows(const EmbeddedRows& rows, PushStream* push);
-  void Report(const BatchPipeline::Step& step, const TrainingPass::Result& loss,
-              const PushStream::Result& push);
+  void Report(const StepInHand& hand, const PushStream::Result& push);
   absl::Time PushDeadline() const;
   // Says what CancelTransfer is to break off; null = nothing any more.
   void SetPush(PushStream* push);
@@ -80,7 +96,6 @@ class StepComputer {
   const Options options_;
   const bool sync_;
   std::vector<int> buffers_;  // indices in model->tensors()
-  std::optional<TeacherPredictions> predictions_;
   absl::Duration last_step_;  // how long the last one took
   std::unique_ptr<WeightPuller> weights_;
   std::unique_ptr<TrainingPass> pass_;

@@ -69,6 +69,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Options options) {
   pipeline.rank = o.rank;
   pipeline.model = o.job.model();
   pipeline.ahead = std::max(1, o.job.codistillation().prefetch());
+  pipeline.undecided = static_cast<int>(trainer->lag_);
   pipeline.announce = o.job.codistillation().prefetch() > 0;
   // As they are only where they are taken whole and as they were built.
   if (o.model->device() != kHostDevice && o.job.training().micro_batches() == 1 &&
@@ -84,6 +85,7 @@ absl::StatusOr<std::unique_ptr<Trainer>> Trainer::Create(Options options) {
 Trainer::Trainer(Options options)
     : options_(std::move(options)),
       sync_(options_.job.training().update_mode() == TrainingConfig::SYNC),
+      lag_(options_.job.training().weights_lag()),
       progress_(options_.progress) {}
 
 Trainer::~Trainer() = default;
@@ -103,6 +105,8 @@ absl::Status Trainer::Run() {
   if (status.ok()) status = Train();
   if (absl::IsCancelled(status) && leaving()) status = absl::OkStatus();
   heartbeat_->Stop();
+  again_.clear();
+  undecided_.reset();  // cancelled, where nobody has waited for it
   pipeline_.reset();
   Leave(status);
   return status;
@@ -133,12 +137,25 @@ const std::string& Trainer::GroupName() const { return options_.job.groups(optio
 absl::Status Trainer::Train() {
   for (;;) {
     CODISTILL_RETURN_IF_ERROR(superseded());
-    if (leaving()) return absl::OkStatus();
+    if (leaving()) return Settle().status();
+    if (!again_.empty()) {
+      std::unique_ptr<StepInHand> hand = std::move(again_.front());
+      again_.pop_front();
+      CODISTILL_RETURN_IF_ERROR(Advance(std::move(hand)));
+      continue;
+    }
     const absl::Time start = absl::Now();
+    // Whoever waits for a decision has it before he waits for a step, which may depend on it.
+    const bool undecided = undecided_ != nullptr;
     TraceSpan waiting("wait", "wait for a step");
-    absl::StatusOr<std::unique_ptr<BatchPipeline::Step>> step = pipeline_->Next(start + kWorkPoll);
+    absl::StatusOr<std::unique_ptr<BatchPipeline::Step>> step =
+        pipeline_->Next(undecided ? start : start + kWorkPoll);
     waiting.End();
     progress_->AddTime(WorkerProgress::kAssignment, absl::Now() - start);
+    if (!step.ok() && undecided) {
+      CODISTILL_ASSIGN_OR_RETURN(const Settled settled, Settle());
+      if (absl::IsDeadlineExceeded(step.status()) || settled != Settled::kDecided) continue;
+    }
     if (absl::IsDeadlineExceeded(step.status())) {
       if (absl::Now() - start >= kWorkPoll) progress_->SetState("waiting", "for the next step");
       continue;
@@ -148,68 +165,147 @@ absl::Status Trainer::Train() {
       CODISTILL_RETURN_IF_ERROR(Recover(step.status()));
       continue;
     }
-    if (!(*step)->data_error.ok()) {
-      fatal_ = (*step)->data_error;
-      return fatal_;
-    }
-    CODISTILL_RETURN_IF_ERROR(Compute(**step));
+    if (!(*step)->data_error.ok()) return Fatal((*step)->data_error);
+    CODISTILL_RETURN_IF_ERROR(Advance(std::make_unique<StepInHand>(*std::move(step))));
   }
 }
 
-absl::Status Trainer::Compute(const BatchPipeline::Step& step) {
+absl::Status Trainer::Advance(std::unique_ptr<StepInHand> hand) {
+  TraceSpan whole("step", "step");
+  whole.Arg("step", hand->number());
   const uint64_t generation = session_.generation;
   const uint64_t incarnation = session_.incarnation;
-  computer_->ForgetPredictions();
-  for (;;) {
-    const StepComputer::Result result = computer_->Run(session_, step, &state_);
-    if (!result.local_error.ok()) {
-      fatal_ = result.local_error;
-      return fatal_;
-    }
-    // ASYNC: an answer, or a push that is given up. The leader waits for it where it has a bound.
-    if (!sync_ && (result.transfer_error.ok() || result.pushing)) {
-      completed_ = step.assignment.step();
-      pipeline_->SetCompleted(completed_);
-    }
-    if (result.transfer_error.ok()) {
-      failures_in_row_ = 0;
-      // With backup workers somebody is late at every step.
-      LOG_IF(WARNING, result.push.outcome != APPLIED && result.push.outcome != DUPLICATE &&
-                          !(sync_ && result.push.outcome == DROPPED_LATE))
-          << "step " << step.assignment.step() << ": push " << PushOutcome_Name(result.push.outcome)
-          << " " << result.push.message;
-      if (sync_ && result.push.outcome == DROPPED_LATE) {
-        // The others are ahead: what they have decided meanwhile need not be computed.
-        pipeline_->SkipTo(result.push.step + 1);
-      }
-      if (!sync_ && result.push.outcome == DROPPED_LATE) {
-        // The group has reached its last step, which in ASYNC may be anybody's: what is ready here
-        // is not wanted any more, and the leader says so when asked.
-        pipeline_->Restart(session_.generation, session_.incarnation);
-      }
-      return absl::OkStatus();
-    }
-    if (result.pushing && sync_) progress_->PushLost();
-    if (absl::IsOutOfRange(result.transfer_error) && !result.pushing) {
-      // Its weights are gone because it was decided without us.
-      VLOG(1) << "step " << step.assignment.step() << " is skipped: " << result.transfer_error;
-      progress_->StepSkipped();
-      return absl::OkStatus();
-    }
-    CODISTILL_RETURN_IF_ERROR(Recover(result.transfer_error));
-    if (leaving()) return absl::OkStatus();
-    if (absl::IsAborted(result.transfer_error) || session_.generation != generation ||
-        session_.incarnation != incarnation) {
-      return absl::OkStatus();  // the step in hand belongs to the past
-    }
-    if (!sync_ && result.pushing) {
-      WorkerProgress::StepReport lost;
-      lost.step = step.assignment.step();
-      progress_->StepDone(lost);
-      state_ = {};
+  const StepComputer::Result result =
+      computer_->Compute(session_, StateBefore(hand->number()), hand.get());
+  if (!result.local_error.ok()) return Fatal(result.local_error);
+  if (!result.transfer_error.ok()) return WithoutWeights(std::move(hand), result.transfer_error);
+
+  CODISTILL_ASSIGN_OR_RETURN(const Settled settled, Settle());
+  if (settled == Settled::kAgain) {
+    Again(std::move(hand));
+    return absl::OkStatus();
+  }
+  if (settled == Settled::kObsolete) {
+    // ASYNC: nobody else gets its examples, but others may wait for its number.
+    if (!sync_ && SameSession(generation, incarnation)) pipeline_->SetCompleted(hand->number());
+    return absl::OkStatus();
+  }
+  if (hand->number() <= decided_without_us_) return absl::OkStatus();
+  Remember(hand->after);
+  computer_->End(session_, hand.get());
+  undecided_ = std::move(hand);
+  return lag_ > 0 ? absl::OkStatus() : Settle().status();
+}
+
+absl::Status Trainer::Fatal(const absl::Status& error) {
+  // The steps before are trained.
+  if (const std::unique_ptr<StepInHand> hand = std::move(undecided_); hand != nullptr) {
+    const absl::Status pushed = computer_->Wait(hand.get()).status();
+    LOG_IF(WARNING, !pushed.ok()) << "step " << hand->number() << ": " << pushed;
+  }
+  fatal_ = error;
+  return fatal_;
+}
+
+absl::Status Trainer::WithoutWeights(std::unique_ptr<StepInHand> hand, const absl::Status& error) {
+  const uint64_t generation = session_.generation;
+  const uint64_t incarnation = session_.incarnation;
+  // It may be for want of the decision that there are none.
+  CODISTILL_ASSIGN_OR_RETURN(const Settled settled, Settle());
+  if (settled == Settled::kObsolete) {
+    if (!sync_ && SameSession(generation, incarnation)) pipeline_->SetCompleted(hand->number());
+    return absl::OkStatus();
+  }
+  if (settled == Settled::kDecided && absl::IsOutOfRange(error)) {
+    // They are gone because the step was decided, without us or with a push whose answer was lost.
+    VLOG(1) << "step " << hand->number() << " is skipped: " << error;
+    progress_->StepSkipped();
+    return absl::OkStatus();
+  }
+  if (settled == Settled::kDecided) {
+    CODISTILL_RETURN_IF_ERROR(Recover(error));
+    // The step in hand may belong to the past.
+    if (leaving() || absl::IsAborted(error) || !SameSession(generation, incarnation)) {
+      again_.clear();
       return absl::OkStatus();
     }
   }
+  Again(std::move(hand));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Trainer::Settled> Trainer::Settle() {
+  if (undecided_ == nullptr) return Settled::kDecided;
+  const uint64_t generation = session_.generation;
+  const uint64_t incarnation = session_.incarnation;
+  std::unique_ptr<StepInHand> hand = std::move(undecided_);
+  const absl::StatusOr<PushStream::Result> pushed = computer_->Wait(hand.get());
+  // ASYNC: an answer, or a push that is given up. The leader waits for it where it has a bound.
+  if (!sync_) {
+    completed_ = hand->number();
+    pipeline_->SetCompleted(completed_);
+  }
+  if (pushed.ok()) {
+    Decided(*hand, *pushed);
+    return Settled::kDecided;
+  }
+  if (sync_) progress_->PushLost();
+  CODISTILL_RETURN_IF_ERROR(Recover(pushed.status()));
+  if (leaving() || absl::IsAborted(pushed.status()) || !SameSession(generation, incarnation)) {
+    again_.clear();
+    return Settled::kObsolete;
+  }
+  if (!sync_) {
+    WorkerProgress::StepReport lost;
+    lost.step = hand->number();
+    progress_->StepDone(lost);
+    states_.clear();
+    return Settled::kDecided;
+  }
+  Again(std::move(hand));
+  return Settled::kAgain;
+}
+
+void Trainer::Again(std::unique_ptr<StepInHand> hand) {
+  hand->push.reset();
+  const auto place = std::find_if(again_.begin(), again_.end(), [&hand](const auto& other) {
+    return other->number() > hand->number();
+  });
+  again_.insert(place, std::move(hand));
+}
+
+void Trainer::Decided(const StepInHand& hand, const PushStream::Result& push) {
+  failures_in_row_ = 0;
+  // With backup workers somebody is late at every step.
+  LOG_IF(WARNING, push.outcome != APPLIED && push.outcome != DUPLICATE &&
+                      !(sync_ && push.outcome == DROPPED_LATE))
+      << "step " << hand.number() << ": push " << PushOutcome_Name(push.outcome) << " "
+      << push.message;
+  if (push.outcome != DROPPED_LATE) return;
+  if (sync_) {
+    // The others are ahead: what they have decided meanwhile need not be computed.
+    decided_without_us_ = push.step;
+    pipeline_->SkipTo(push.step + 1);
+  } else {
+    // The group has reached its last step, which in ASYNC may be anybody's: what is ready here
+    // is not wanted any more, and the leader says so when asked.
+    pipeline_->Restart(session_.generation, session_.incarnation);
+  }
+}
+
+const RecurrentStateAfter& Trainer::StateBefore(int64_t step) const {
+  static const RecurrentStateAfter* const none = new RecurrentStateAfter();
+  for (const RecurrentStateAfter& state : states_) {
+    if (state.step == step - 1) return state;
+  }
+  return *none;
+}
+
+void Trainer::Remember(const RecurrentStateAfter& state) {
+  while (!states_.empty() && states_.back().step >= state.step) states_.pop_back();
+  states_.push_back(state);
+  // The step before the one that is not decided yet.
+  while (states_.size() > static_cast<size_t>(lag_) + 2) states_.pop_front();
 }
 
 absl::Status Trainer::Recover(const absl::Status& error) {
@@ -330,6 +426,7 @@ absl::Status Trainer::Enter(const RegisterReply& reply, bool aborted) {
   session_.generation = reply.generation();
   session_.incarnation = reply.incarnation();
   completed_ = 0;
+  decided_without_us_ = 0;
   {
     MutexLock lock(&mu_);
     incarnation_ = reply.incarnation();
@@ -345,7 +442,7 @@ absl::Status Trainer::Enter(const RegisterReply& reply, bool aborted) {
 }
 
 void Trainer::RestoreState(const RegisterReply& reply) {
-  state_ = {};
+  states_.clear();
   if (reply.worker_state().empty()) return;
   absl::StatusOr<RecurrentStateAfter> state =
       DecodeWorkerState(options_.job.model(), reply.worker_state());
@@ -353,7 +450,7 @@ void Trainer::RestoreState(const RegisterReply& reply) {
     LOG(WARNING) << "recurrent state starts from zeros: " << state.status();
     return;
   }
-  state_ = *std::move(state);
+  states_.push_back(*std::move(state));
 }
 
 void Trainer::BreakOffWhenDue() {

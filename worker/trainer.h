@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -95,7 +96,30 @@ class Trainer {
   absl::Status Train();
   // What to do after `error` of a leader or shard: OK = joined again, go on.
   absl::Status Recover(const absl::Status& error);
-  absl::Status Compute(const BatchPipeline::Step& step);
+  // What became of a step with which a push was under way.
+  enum class Settled {
+    kDecided,   // or given up, in ASYNC
+    kAgain,     // it is to be computed again: in again_
+    kObsolete,  // the session is another, or ends: with it what was computed meanwhile
+  };
+  // Computes a step, waits for the push of the step before, and asks for the decision about its
+  // own. With lag_ 0 waits for that too.
+  absl::Status Advance(std::unique_ptr<StepInHand> hand);
+  // Waits for the decision about undecided_, if there is one.
+  absl::StatusOr<Settled> Settle();
+  void Decided(const StepInHand& hand, const PushStream::Result& push);
+  // Ends training with an error that the leader is to hear of.
+  absl::Status Fatal(const absl::Status& error);
+  // To be computed before anything else, but for steps before it.
+  void Again(std::unique_ptr<StepInHand> hand);
+  // The weights of a step did not come.
+  absl::Status WithoutWeights(std::unique_ptr<StepInHand> hand, const absl::Status& error);
+  bool SameSession(uint64_t generation, uint64_t incarnation) const {
+    return session_.generation == generation && session_.incarnation == incarnation;
+  }
+  // Recurrent state that `step` starts from, as far as it is known.
+  const RecurrentStateAfter& StateBefore(int64_t step) const;
+  void Remember(const RecurrentStateAfter& state);
   void Beat();
   void BreakOffWhenDue();
   void Leave(const absl::Status& status);
@@ -109,6 +133,7 @@ class Trainer {
 
   const Options options_;
   const bool sync_;
+  const int64_t lag_;  // training.weights_lag
   WorkerProgress* const progress_;
   std::unique_ptr<StepComputer> computer_;
   std::unique_ptr<BatchPipeline> pipeline_;
@@ -117,7 +142,11 @@ class Trainer {
   GroupSession session_;
   ShardMap shard_map_;
   std::vector<std::string> shard_addresses_;
-  RecurrentStateAfter state_;
+  // After the newest steps, in order: a step that is computed again starts where it did.
+  std::deque<RecurrentStateAfter> states_;
+  std::unique_ptr<StepInHand> undecided_;          // its END has been sent
+  std::deque<std::unique_ptr<StepInHand>> again_;  // to be computed before others, in order
+  int64_t decided_without_us_ = 0;                 // steps up to this one
   int64_t completed_ = 0;  // ASYNC: the session's steps up to this one are over
   bool joined_ = false;
   int failures_in_row_ = 0;

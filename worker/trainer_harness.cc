@@ -141,7 +141,9 @@ void EnableCodistillation(int64_t burn_in, JobConfig* job) {
 }
 
 TestWorker::TestWorker(JobConfig the_job, bool recurrent, float noise)
-    : job(std::move(the_job)), model(kInputs, kOutputs, recurrent, noise) {
+    : job(std::move(the_job)),
+      model(kInputs, kOutputs, recurrent, noise,
+            1 + static_cast<int>(job.training().weights_lag())) {
   if (recurrent) {
     auto* state = job.mutable_model()->add_states();
     state->set_name("h");

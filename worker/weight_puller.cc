@@ -15,6 +15,10 @@ constexpr absl::Duration kTransferWait = absl::Seconds(60);
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<WeightPuller>> WeightPuller::Create(Options options) {
+  if (options.job.training().weights_lag() > 0 && options.model->weight_sets() < 2) {
+    return absl::FailedPreconditionError(
+        "training.weights_lag needs a model with two sets of weights");
+  }
   auto puller = std::unique_ptr<WeightPuller>(new WeightPuller(std::move(options)));
   Executor::Options executor;
   executor.name = "early-pull";
@@ -25,7 +29,8 @@ absl::StatusOr<std::unique_ptr<WeightPuller>> WeightPuller::Create(Options optio
 
 WeightPuller::WeightPuller(Options options)
     : options_(std::move(options)),
-      sync_(options_.job.training().update_mode() == TrainingConfig::SYNC) {
+      sync_(options_.job.training().update_mode() == TrainingConfig::SYNC),
+      lag_(options_.job.training().weights_lag()) {
   const TensorList& tensors = options_.model->tensors();
   for (int i = 0; i < tensors.tensors_size(); ++i) {
     if (tensors.tensors(i).role() != TensorSpec::TIED) {
@@ -49,7 +54,13 @@ absl::StatusOr<WeightPuller::Weights> WeightPuller::Get(const GroupSession& sess
   absl::StatusOr<Version> version = Pull(session, weights_step);
   SetUnderWay(nullptr);
   CODISTILL_RETURN_IF_ERROR(version);
+  if (sync_ && lag_ > 0) {
+    // What the next step wants. It comes once the push before this one is decided.
+    const int64_t next = step.assignment.step() + 1;
+    if (next <= options_.job.stop().steps()) StartPull(session, next - 1 - lag_, OtherSet());
+  }
   Weights weights;
+  weights.set = set_;
   weights.version = *std::move(version);
   if (read == nullptr) return weights;
   // Once the weights are there, so are the rows: nothing to wait for that could be cancelled. Those
@@ -63,51 +74,71 @@ absl::StatusOr<WeightPuller::Weights> WeightPuller::Get(const GroupSession& sess
 }
 
 absl::StatusOr<Version> WeightPuller::Pull(const GroupSession& session, int64_t weights_step) {
-  const auto early = EndEarlyPull(/*cancel=*/false);
-  if (early != nullptr && early->status.ok() && early->generation == session.generation &&
-      early->step == weights_step) {
-    Version version;
-    version.set_generation(early->generation);
-    version.set_step(early->step);
-    return version;
+  const bool wanted = early_pull_ != nullptr && early_pull_->generation == session.generation &&
+                      early_pull_->tensors == session.tensors &&
+                      (!sync_ || early_pull_->step == weights_step);
+  const auto early = EndEarlyPull(/*cancel=*/!wanted);
+  if (wanted && early->version.ok()) {
+    set_ = early->set;
+    return early->version;
   }
-  return PullNow(session.tensors.get(), session.generation, weights_step);
+  const int set = OtherSet();
+  CODISTILL_ASSIGN_OR_RETURN(Version version,
+                             PullNow(session.tensors.get(), session.generation, weights_step, set));
+  set_ = set;
+  return version;
 }
 
 absl::StatusOr<Version> WeightPuller::PullNow(TensorClient* tensors, uint64_t generation,
-                                              int64_t step) {
+                                              int64_t step, int set) {
   CODISTILL_ASSIGN_OR_RETURN(
       const TensorClient::PullResult pulled,
       tensors->Pull(sync_ ? TensorClient::Source::kStep : TensorClient::Source::kAtLeastStep,
-                    generation, step, options_.model->storage(), absl::Now() + LongestTransfer()));
+                    generation, step, options_.model->storage(set),
+                    absl::Now() + LongestTransfer()));
   options_.progress->AddPulled(pulled.bytes);
-  CODISTILL_RETURN_IF_ERROR(options_.model->WeightsWritten(0));
+  CODISTILL_RETURN_IF_ERROR(options_.model->WeightsWritten(set));
   return pulled.version;
 }
 
 void WeightPuller::StartEarly(const GroupSession& session, int64_t step, absl::Time deadline) {
   // ASYNC: what could be had now would lack this very push.
-  if (!sync_) return;
-  if (step < options_.job.stop().steps()) {
-    auto early = std::make_shared<EarlyPull>();
-    early->tensors = session.tensors;
-    early->generation = session.generation;
-    early->step = step;
-    const absl::Status status = puller_->Schedule([this, early] {
-      early->status = PullNow(early->tensors.get(), early->generation, early->step).status();
-      early->done.Notify();
-    });
-    if (status.ok()) {
-      early_pull_ = std::move(early);
-      SetUnderWay(session.tensors);
-    }
-  }
+  if (!sync_ || lag_ > 0) return;
+  if (step < options_.job.stop().steps()) StartPull(session, step, 0);
+  StartNextRows(session, step, deadline);
+}
+
+void WeightPuller::StartNewest(const GroupSession& session, const Assignment& assignment,
+                               absl::Time deadline) {
+  if (sync_ || lag_ == 0) return;
+  StartPull(session, assignment.weights_step(), OtherSet());
+  StartNextRows(session, assignment.weights_step(), deadline);
+}
+
+void WeightPuller::StartPull(const GroupSession& session, int64_t step, int set) {
+  auto early = std::make_shared<EarlyPull>();
+  early->tensors = session.tensors;
+  early->generation = session.generation;
+  early->step = step;
+  early->set = set;
+  const absl::Status status = puller_->Schedule([this, early] {
+    early->version = PullNow(early->tensors.get(), early->generation, early->step, early->set);
+    early->done.Notify();
+  });
+  if (!status.ok()) return;
+  early_pull_ = std::move(early);
+  SetUnderWay(session.tensors);
+}
+
+void WeightPuller::StartNextRows(const GroupSession& session, int64_t weights_step,
+                                 absl::Time deadline) {
   if (session.rows == nullptr || !options_.next_rows) return;
   BatchPipeline::NextRows next = options_.next_rows();
-  if (next.rows == nullptr || next.generation != session.generation || next.weights_step != step) {
+  if (next.rows == nullptr || next.generation != session.generation ||
+      next.weights_step != weights_step) {
     return;
   }
-  early_rows_ = StartRows(session, step, std::move(next.rows), deadline);
+  early_rows_ = StartRows(session, weights_step, std::move(next.rows), deadline);
 }
 
 void WeightPuller::ForgetEarly() {

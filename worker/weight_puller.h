@@ -38,7 +38,13 @@ struct EmbeddedRows {
 
 // Gets the weights of a worker's steps into its model, and the rows of their batches. In SYNC the
 // weights that a push leads to can be asked for together with the decision about it, so that a step
-// begins one round trip earlier. Used by one thread, but for Cancel.
+// begins one round trip earlier.
+//
+// With training.weights_lag the model has two sets of weights: while a step is computed with one,
+// what the next step wants comes into the other. SYNC: the weights of the step before, as soon as
+// it is decided. Otherwise the newest there are when the backward pass begins.
+//
+// Used by one thread, but for Cancel.
 class WeightPuller {
  public:
   struct Options {
@@ -52,12 +58,13 @@ class WeightPuller {
   ~WeightPuller();
 
   struct Weights {
-    Version version;  // of what is in the model then
+    Version version;
+    int set = 0;  // of the model's, that they are in; not in use yet (Model::UseWeights)
     // Null for models without embedding tables.
     std::unique_ptr<EmbeddedRows> rows;
   };
   // Waits for the weights that `step` is to be computed on, and for its rows; for these until
-  // `deadline`.
+  // `deadline`. Passes of the step before have ended.
   absl::StatusOr<Weights> Get(const GroupSession& session, const BatchPipeline::Step& step,
                               absl::Time deadline);
 
@@ -65,7 +72,10 @@ class WeightPuller {
   // may change from now on. Does nothing where that cannot be known (ASYNC) or is not wanted any
   // more. Rows wait for the decision until `deadline`.
   void StartEarly(const GroupSession& session, int64_t step, absl::Time deadline);
-  // Takes that back: the push has come to nothing.
+  // ASYNC with weights_lag: asks for the newest weights, and the rows of the next step, while this
+  // one is computed. Does nothing otherwise.
+  void StartNewest(const GroupSession& session, const Assignment& assignment, absl::Time deadline);
+  // Takes back what was asked for early: the push has come to nothing.
   void ForgetEarly();
 
   // Breaks off what is under way, if anything is: it ends with an error. Any thread.
@@ -80,8 +90,9 @@ class WeightPuller {
     std::shared_ptr<TensorClient> tensors;
     uint64_t generation = 0;
     int64_t step = 0;
+    int set = 0;
     absl::Notification done;
-    absl::Status status;  // once done
+    absl::StatusOr<Version> version;  // once done
   };
 
   // Rows of one batch, on their way or here.
@@ -94,8 +105,13 @@ class WeightPuller {
   };
 
   explicit WeightPuller(Options options);
+  // Into set_.
   absl::StatusOr<Version> Pull(const GroupSession& session, int64_t weights_step);
-  absl::StatusOr<Version> PullNow(TensorClient* tensors, uint64_t generation, int64_t step);
+  absl::StatusOr<Version> PullNow(TensorClient* tensors, uint64_t generation, int64_t step,
+                                  int set);
+  void StartPull(const GroupSession& session, int64_t step, int set);
+  void StartNextRows(const GroupSession& session, int64_t weights_step, absl::Time deadline);
+  int OtherSet() const { return lag_ > 0 ? 1 - set_ : 0; }
   // Waits for the early pull, if there is one, and forgets it. `cancel`: it is not wanted.
   std::shared_ptr<EarlyPull> EndEarlyPull(bool cancel);
   std::unique_ptr<RowRead> StartRows(const GroupSession& session, int64_t step,
@@ -109,7 +125,9 @@ class WeightPuller {
 
   const Options options_;
   const bool sync_;
+  const int64_t lag_;
   int64_t model_bytes_ = 0;
+  int set_ = 0;  // what Get gave last
   std::shared_ptr<EarlyPull> early_pull_;
   std::unique_ptr<RowRead> early_rows_;
   std::unique_ptr<Executor> puller_;

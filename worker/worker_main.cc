@@ -225,6 +225,7 @@ absl::Status Train(const JobConfig& job, int group, int index, Metrics* metrics,
   const std::string device = DeviceOr(WorkerDevice(job, group, index));
   model_options.device = device;
   model_options.threads = job.training().worker_threads();
+  model_options.weight_sets = 1 + job.training().weights_lag();
   model_options.precision = job.training().precision();
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Model> model,
                              Model::Load(std::move(model_options)));

@@ -60,7 +60,7 @@ class PushStreamImpl final : public PushStream {
   }
 
   ~PushStreamImpl() override {
-    if (!finished_) group_.Fail(absl::CancelledError("push abandoned"));
+    if (!waited_) group_.Fail(absl::CancelledError("push abandoned"));
   }
 
   void AddGradient(int index, const float* data, std::shared_ptr<const void> owner) override {
@@ -114,10 +114,15 @@ class PushStreamImpl final : public PushStream {
 
   void Cancel() override { group_.Fail(absl::CancelledError("push cancelled")); }
 
-  absl::StatusOr<Result> Finish(PushEnd end) override {
-    CHECK(!finished_) << "Finish is called once";
-    finished_ = true;
+  void End(PushEnd end) override {
+    CHECK(!ended_) << "End is called once";
+    ended_ = true;
     for (const auto& push : pushes_) push->SendEnd(end);
+  }
+
+  absl::StatusOr<Result> Wait() override {
+    CHECK(ended_ && !waited_) << "Wait is called once, after End";
+    waited_ = true;
     Result result;
     for (size_t i = 0; i < pushes_.size(); ++i) {
       const absl::StatusOr<PushReply> reply = pushes_[i]->Wait();
@@ -172,7 +177,8 @@ class PushStreamImpl final : public PushStream {
   CallGroup group_;      // outlives the pushes
   PushVerdict verdict_;  // too
   std::vector<std::unique_ptr<ShardPush>> pushes_;
-  bool finished_ = false;
+  bool ended_ = false;
+  bool waited_ = false;
 };
 
 class TensorClientImpl final : public TensorClient {

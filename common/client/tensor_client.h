@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -20,9 +21,9 @@ namespace codistill {
 // bounded number is in flight, after which Add* wait. Used by one thread, but for Cancel.
 class PushStream {
  public:
-  virtual ~PushStream() = default;  // cancels the push if it was not finished
+  virtual ~PushStream() = default;  // cancels the push if it was not waited for
   // The mean gradient of tensor `index` (shard-map index), fp32, whole. `owner` keeps `data` alive
-  // and unchanged until gRPC lets go of it. Errors surface in Finish.
+  // and unchanged until gRPC lets go of it. Errors surface in Wait.
   virtual void AddGradient(int index, const float* data, std::shared_ptr<const void> owner) = 0;
   // The value of a buffer after the step.
   virtual void AddBuffer(int index, const void* data, std::shared_ptr<const void> owner) = 0;
@@ -39,16 +40,23 @@ class PushStream {
     std::string message;  // why REJECTED, ...
     uint64_t bytes = 0;   // sent, headers included
   };
-  // Sends END (squared_norm, finite and not_finite_tensor are filled in here, per shard) and waits
-  // for the decision. Fails with the first shard's error, prefixed by its index and address.
-  virtual absl::StatusOr<Result> Finish(PushEnd end) = 0;
-  // Ends the push, so that Finish fails with CANCELLED if the decision is not here yet. From any
+  // Sends END after what was added (squared_norm, finite and not_finite_tensor are filled in here,
+  // per shard), without waiting. Once.
+  virtual void End(PushEnd end) = 0;
+  // After End: waits for the decision. Fails with the first shard's error, prefixed by its index
+  // and address. Once.
+  virtual absl::StatusOr<Result> Wait() = 0;
+  absl::StatusOr<Result> Finish(PushEnd end) {
+    End(std::move(end));
+    return Wait();
+  }
+  // Ends the push, so that Wait fails with CANCELLED if the decision is not here yet. From any
   // thread.
   virtual void Cancel() {}
 };
 
 // Tensors to and from all shards of a group, in parallel, one thread and one connection a shard.
-// Thread-safe for one Pull and one push at a time.
+// Thread-safe for one Pull and a few pushes at a time.
 class TensorClient {
  public:
   struct Options {

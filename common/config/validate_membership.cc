@@ -14,6 +14,31 @@ constexpr int64_t kMaxWorkers = 4096;
 
 std::string Index(absl::string_view field, int i) { return absl::StrCat(field, "[", i, "]"); }
 
+// training.weights_lag: which steps may be computed on weights that are one step older.
+void CheckWeightsLag(const JobConfig& job, Mistakes* mistakes) {
+  const TrainingConfig& training = job.training();
+  const std::string path = "training.weights_lag";
+  mistakes->Between(path, training.weights_lag(), 0, 1);
+  if (training.weights_lag() == 0 || training.update_mode() != TrainingConfig::SYNC) return;
+  // Shards keep the weights before the newest for a step that is still to be pushed; a group that
+  // goes on without a worker would leave it behind these too.
+  if (training.backup_workers() > 0) {
+    mistakes->Add(path, absl::StrCat("not with backup_workers (", training.backup_workers(),
+                                     "): a straggler would find its weights gone at every step; "
+                                     "one of the two must be 0"));
+  }
+  if (training.membership() == TrainingConfig::ELASTIC) {
+    mistakes->Add(path,
+                  "not with ELASTIC membership in SYNC; 0, or training.membership: FIXED, would be "
+                  "right");
+  }
+  if (job.model().embedding_tables_size() > 0) {
+    mistakes->Add(path,
+                  "not with embedding tables in SYNC: rows exist as of the newest step only; 0, or "
+                  "training.update_mode: ASYNC, would be right");
+  }
+}
+
 }  // namespace
 
 void CheckMembership(const JobConfig& job, Mistakes* mistakes) {
@@ -22,6 +47,7 @@ void CheckMembership(const JobConfig& job, Mistakes* mistakes) {
   const bool recurrent = job.model().states_size() > 0;
   mistakes->AtLeast("training.backup_workers", training.backup_workers(), 0);
   mistakes->Positive("training.lease_s", training.lease_s());
+  CheckWeightsLag(job, mistakes);
   if (training.backup_workers() > 0) {
     if (training.update_mode() != TrainingConfig::SYNC) {
       mistakes->Add("training.backup_workers",

@@ -88,5 +88,31 @@ TEST(TraceTest, TeacherCallsAndPushesGoOnUnderCompute) {
   }
 }
 
+// What happens between two steps without it happens under one with it.
+TEST(TraceTest, WithWeightsLagPullsAndDecisionsGoOnUnderComputeToo) {
+  OrphanCatcher catcher;
+  double exposed[2] = {};
+  for (const int lag : {0, 1}) {
+    SCOPED_TRACE(lag);
+    JobConfig job = WideJob("lag", 1, "768,768,768,768,768,768");
+    job.mutable_training()->set_weights_lag(lag);
+    const std::string out = NewDirectory("lag") + "/run";
+    const CommandResult run = Ctl({"run", WriteJob(job), "--out", out, "--trace"});
+    ASSERT_TRUE(run.exit.clean()) << run.err;
+    const json worker = Summary(out, "alpha.worker.0");
+    ASSERT_TRUE(worker.is_object());
+    for (const std::string kind : {"pull", "decision"}) {
+      const double hidden = worker["kinds"][kind]["under_compute"].get<double>();
+      if (lag == 0) {
+        EXPECT_LT(hidden, 0.1) << worker.dump(2);
+      } else {
+        EXPECT_GE(hidden, 0.5) << worker.dump(2);
+      }
+      exposed[lag] += worker["kinds"][kind]["exposed_ms"].get<double>();
+    }
+  }
+  EXPECT_LT(exposed[1], 0.5 * exposed[0]);
+}
+
 }  // namespace
 }  // namespace codistill

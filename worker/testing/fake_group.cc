@@ -58,7 +58,7 @@ class FakeGroup::Leader : public LeaderClient {
       assignment->set_first_example((next - 1) * g.job_.training().batch_size());
       assignment->set_num_examples(g.job_.training().batch_size());
       assignment->set_teacher_weight(TeacherWeightAt(g.job_, next));
-      assignment->set_weights_step(g.sync_ ? next - 1 : 0);
+      assignment->set_weights_step(g.sync_ ? g.WeightsOf(next) : 0);
       assignment->set_want_worker_state(g.want_state_[next]);
       g.assigned_ = std::max(g.assigned_, next);
     }
@@ -102,15 +102,20 @@ class FakeGroup::Push : public PushStream {
     buffers_[index] = Copy(group_->tensors_.tensors(index), data);
   }
   void Cancel() override { group_->CancelPush(); }
+  void End(PushEnd end) override {
+    result_ = group_->Decide(header_, std::move(gradients_), std::move(buffers_),
+                             std::move(worker_state_), std::move(end), &parked_);
+  }
+  absl::StatusOr<Result> Wait() override {
+    if (!parked_) return std::move(result_);
+    MutexLock lock(&group_->mu_);
+    return group_->ParkPush();
+  }
   void AddRows(int, absl::string_view name, int, absl::Span<const uint64_t>,
                const float*) override {
     LOG(FATAL) << "a fake group has no embedding table " << name;
   }
   void AddWorkerState(std::string state) override { worker_state_ = std::move(state); }
-  absl::StatusOr<Result> Finish(PushEnd end) override {
-    return group_->Decide(header_, std::move(gradients_), std::move(buffers_),
-                          std::move(worker_state_), std::move(end));
-  }
 
  private:
   static Tensor Copy(const TensorSpec& spec, const void* data) {
@@ -124,6 +129,8 @@ class FakeGroup::Push : public PushStream {
   std::map<int, Tensor> gradients_;
   std::map<int, Tensor> buffers_;
   std::string worker_state_;
+  absl::StatusOr<Result> result_;
+  bool parked_ = false;  // no answer comes
 };
 
 class FakeGroup::Tensors : public TensorClient {
@@ -139,13 +146,15 @@ class FakeGroup::Tensors : public TensorClient {
     if (absl::Status status = g.AwaitStep(generation, step); !status.ok()) return status;
     CHECK_EQ(static_cast<int>(source),
              static_cast<int>(g.sync_ ? Source::kStep : Source::kAtLeastStep));
-    if (g.sync_ && step != g.step_) {
-      return absl::AbortedError(absl::StrCat("step ", step, " is gone"));
+    if (g.sync_ && step != g.step_ && step != std::max<int64_t>(g.step_ - g.lag_, 0)) {
+      const std::string gone = absl::StrCat("step ", step, " is gone");
+      return g.lag_ > 0 ? absl::OutOfRangeError(gone) : absl::AbortedError(gone);
     }
-    const Cut& cut = g.cuts_.at(g.step_);
+    const int64_t version = g.sync_ ? step : g.step_;
+    const Cut& cut = g.cuts_.at(version);
     PullResult result;
     result.version.set_generation(g.generation_);
-    result.version.set_step(g.step_);
+    result.version.set_step(version);
     for (size_t i = 0; i < cut.tensors.size(); ++i) {
       std::memcpy(tensors[i].data, cut.tensors[i].data(), tensors[i].bytes());
       result.bytes += tensors[i].bytes();
@@ -166,7 +175,8 @@ class FakeGroup::Tensors : public TensorClient {
 FakeGroup::FakeGroup(JobConfig job, TensorList tensors)
     : job_(std::move(job)),
       tensors_(std::move(tensors)),
-      sync_(job_.training().update_mode() == TrainingConfig::SYNC) {
+      sync_(job_.training().update_mode() == TrainingConfig::SYNC),
+      lag_(job_.training().weights_lag()) {
   Cut& initial = cuts_[0];
   for (const TensorSpec& spec : tensors_.tensors()) {
     Tensor tensor = Tensor::Zeros(spec.dtype(), {spec.shape().begin(), spec.shape().end()});
@@ -189,6 +199,8 @@ FakeGroup::connect() {
     return std::make_unique<Tensors>(this);
   };
 }
+
+int64_t FakeGroup::WeightsOf(int64_t step) const { return std::max(restored_at_, step - 1 - lag_); }
 
 absl::Status FakeGroup::AwaitStep(uint64_t generation, int64_t step) {
   pull_waits_ = true;
@@ -253,7 +265,8 @@ absl::Status FakeGroup::CheckGeneration(uint64_t generation) const {
 absl::StatusOr<PushStream::Result> FakeGroup::Decide(const TensorClient::PushHeader& header,
                                                      std::map<int, Tensor> gradients,
                                                      std::map<int, Tensor> buffers,
-                                                     std::string worker_state, PushEnd end) {
+                                                     std::string worker_state, PushEnd end,
+                                                     bool* parked) {
   std::function<void()> after;
   PushStream::Result result;
   absl::Status lost;
@@ -261,7 +274,10 @@ absl::StatusOr<PushStream::Result> FakeGroup::Decide(const TensorClient::PushHea
     MutexLock lock(&mu_);
     if (absl::Status status = Scripted(kPush); !status.ok()) return status;
     if (absl::Status status = CheckGeneration(header.generation); !status.ok()) return status;
-    if (header.step == park_push_) return ParkPush();
+    if (header.step == park_push_) {
+      *parked = true;
+      return absl::CancelledError("parked");
+    }
     result.bytes = 1;
     if (sync_ && header.step <= step_) {
       result.outcome = DUPLICATE;
@@ -273,7 +289,7 @@ absl::StatusOr<PushStream::Result> FakeGroup::Decide(const TensorClient::PushHea
       return result;
     }
     CHECK(!sync_ || header.step == step_ + 1) << header.step << " after " << step_;
-    CHECK(!sync_ || header.weights_step == step_);
+    CHECK(!sync_ || header.weights_step == WeightsOf(header.step));
     result.outcome = APPLIED;
     if (!outcomes_.empty()) {
       result.outcome = outcomes_.front();
@@ -345,6 +361,7 @@ void FakeGroup::Restore(int64_t step) {
   ++generation_;
   step_ = step;
   assigned_ = step;
+  restored_at_ = step;
   cuts_.erase(cuts_.upper_bound(step), cuts_.end());
   auto found = worker_states_.find(step);
   restored_state_ = found == worker_states_.end() ? "" : found->second;

@@ -82,6 +82,8 @@ class FakeGroup {
 
   // Waits until `step` is committed (pulls) or to be cancelled.
   absl::Status AwaitStep(uint64_t generation, int64_t step) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Version that a SYNC step is computed on.
+  int64_t WeightsOf(int64_t step) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   absl::Status ParkPush() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void CancelPull();
   void CancelPush();
@@ -90,16 +92,18 @@ class FakeGroup {
   absl::StatusOr<PushStream::Result> Decide(const TensorClient::PushHeader& header,
                                             std::map<int, Tensor> gradients,
                                             std::map<int, Tensor> buffers, std::string worker_state,
-                                            PushEnd end);
+                                            PushEnd end, bool* parked);
 
   const JobConfig job_;
   const TensorList tensors_;
   const bool sync_;
+  const int64_t lag_;
   std::atomic<GroupState::Phase> phase_{GroupState::PHASE_INVALID};
   mutable Mutex mu_;
   uint64_t generation_ ABSL_GUARDED_BY(mu_) = 1;
   int64_t step_ ABSL_GUARDED_BY(mu_) = 0;
-  int64_t assigned_ ABSL_GUARDED_BY(mu_) = 0;  // ASYNC: ranges handed out
+  int64_t restored_at_ ABSL_GUARDED_BY(mu_) = 0;  // step that the generation began with
+  int64_t assigned_ ABSL_GUARDED_BY(mu_) = 0;     // ASYNC: ranges handed out
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   std::map<int64_t, Cut> cuts_ ABSL_GUARDED_BY(mu_);
   std::map<int64_t, std::string> worker_states_ ABSL_GUARDED_BY(mu_);
