@@ -30,27 +30,27 @@ int64_t FirstNotFinite(const void* data, NumberFormat format, int64_t row, int64
 }
 
 std::string NotFinite(const std::string& tensor, const void* data, NumberFormat format, int64_t row,
-                      int64_t n) {
+                      int64_t name, int64_t n) {
   const int64_t c = FirstNotFinite(data, format, row, n);
   if (c < 0) return "";
   return absl::StrCat(tensor, " holds ", internal::ReadNumber(data, format, row * n + c),
-                      " in row ", row, " for class ", c, "; want a finite number");
+                      " in row ", name, " for class ", c, "; want a finite number");
 }
 
 std::string WrongProbabilities(const std::string& tensor, const LossOptions& options,
-                               const DenseTeacher& teacher, int64_t row, int64_t n) {
+                               const DenseTeacher& teacher, int64_t row, int64_t name, int64_t n) {
   const bool binary = options.label_loss == LossOptions::kSigmoidCrossEntropy;
   double sum = 0;
   for (int64_t c = 0; c < n; ++c) {
     const float q = internal::ReadNumber(teacher.values, teacher.format, row * n + c);
     if (q < 0 || (binary && q > 1)) {
-      return absl::StrCat(tensor, " holds ", q, " in row ", row, " for class ", c,
+      return absl::StrCat(tensor, " holds ", q, " in row ", name, " for class ", c,
                           "; want a probability");
     }
     sum += q;
   }
   if (binary || std::abs(sum - 1) <= internal::kMassTolerance) return "";
-  return absl::StrCat(tensor, " has probabilities in row ", row, " that add up to ", sum,
+  return absl::StrCat(tensor, " has probabilities in row ", name, " that add up to ", sum,
                       "; want 1");
 }
 
@@ -58,29 +58,30 @@ std::string WrongProbabilities(const std::string& tensor, const LossOptions& opt
 
 namespace internal {
 
-std::string FindFault(const LossWork& work, int64_t row, bool finite) {
-  const LossInputs& inputs = *work.inputs;
+std::string FindFault(const LossOptions& options, const LossInputs& inputs, int64_t row,
+                      int64_t name, bool finite) {
   const int64_t n = inputs.classes;
+  const bool teach = inputs.teacher_weight > 0;
   std::string what;
-  if (!finite) what = NotFinite("logits", inputs.logits, inputs.logits_format, row, n);
-  if (!finite && what.empty() && work.options->label_loss != LossOptions::kSoftmaxCrossEntropy) {
-    what = NotFinite("targets", inputs.targets, NumberFormat::kFloat32, row, n);
+  if (!finite) what = NotFinite("logits", inputs.logits, inputs.logits_format, row, name, n);
+  if (!finite && what.empty() && options.label_loss != LossOptions::kSoftmaxCrossEntropy) {
+    what = NotFinite("targets", inputs.targets, NumberFormat::kFloat32, row, name, n);
   }
-  for (size_t k = 0; what.empty() && work.teach && k < inputs.teachers.size(); ++k) {
+  for (size_t k = 0; what.empty() && teach && k < inputs.teachers.size(); ++k) {
     const DenseTeacher& teacher = inputs.teachers[k];
-    const std::string name = absl::StrCat("teachers ", k);
-    if (!finite) what = NotFinite(name, teacher.values, teacher.format, row, n);
+    const std::string tensor = absl::StrCat("teachers ", k);
+    if (!finite) what = NotFinite(tensor, teacher.values, teacher.format, row, name, n);
     if (!finite && what.empty() && teacher.format == NumberFormat::kInt8 &&
         !std::isfinite(teacher.scale[row])) {
-      what = absl::StrCat(name, " has the scale ", teacher.scale[row], " in row ", row,
+      what = absl::StrCat(tensor, " has the scale ", teacher.scale[row], " in row ", name,
                           "; want a finite number");
     }
     if (what.empty() && teacher.kind == DenseTeacher::kProbabilities) {
-      what = WrongProbabilities(name, *work.options, teacher, row, n);
+      what = WrongProbabilities(tensor, options, teacher, row, name, n);
     }
   }
   if (!finite && what.empty()) {
-    what = absl::StrCat("logits give a loss that is not finite in row ", row);
+    what = absl::StrCat("logits give a loss that is not finite in row ", name);
   }
   return what;
 }

@@ -1,341 +1,30 @@
-// Softmax cross-entropy with distillation on CUDA devices: one block a row.
-//
-// The first walk computes maxima and sums in one go (a sum is rescaled when its maximum rises);
-// where the loss is not a by-product of it, a second walk sums the loss; the last writes the
-// gradient. Every thread takes the same elements in each walk and sums are combined in a fixed
-// order, so results repeat bit for bit, and the gradient may replace the logits.
+// LaunchLoss and FinishLoss: which kernel, how it is laid out, and what it found.
 
-#include <cuda_runtime.h>
-
-#include <cfloat>
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <mutex>
+#include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "common/base/status.h"
+#include "cuda/device.h"
 #include "cuda/loss_cuda.h"
+#include "cuda/loss_faults.h"
+#include "cuda/loss_kernels_cuda.h"
+#include "cuda/topk_loss_kernel-inl.h"
 
 namespace codistill {
+namespace internal {
 namespace {
 
-constexpr int kThreads = 512;
-constexpr int kWarps = kThreads / 32;
+static_assert(kMaxTeachers == kMaxCudaTeachers);
+constexpr int kMostParts = 8;
 
-// What the device leaves at the start of the workspace.
-struct Result {
-  double label_loss_sum, teacher_loss_sum;
-  int64_t correct;
-  int64_t bad_rows;  // labels out of range
-  int64_t first_bad_row, first_bad_label;
-};
-
-// And behind it, for every row.
-struct RowResult {
-  double label_loss, teacher_loss;
-  int64_t correct;  // -1: label out of range
-};
-
-enum class Term { kNone, kMatch, kMatchWithEntropy, kReverse, kSquared };
-
-struct Params {
-  int64_t rows, classes;
-  const float* logits;
-  const int64_t* labels;
-  const float* teachers[kMaxCudaTeachers];
-  int num_teachers;
-  int num_softmaxes;  // teachers whose probabilities are averaged; 1 when their logits are
-  float smoothing, inverse_t, temperature;
-  float row_scale;  // of the gradient
-  float weight;
-  float* gradient;
-  Result* result;
-  RowResult* row_results;
-};
-
-// Maximum, and sums relative to it: of e = exp(x - max), and of e * w.
-struct Online {
-  float max = -FLT_MAX, sum = 0, moment = 0;
-
-  __device__ void Add(float x, float w) {
-    if (x > max) {
-      const float shrink = expf(max - x);
-      sum = sum * shrink + 1;
-      moment = moment * shrink + w;
-      max = x;
-    } else {
-      const float e = expf(x - max);
-      sum += e;
-      moment += e * w;
-    }
-  }
-
-  __device__ void Merge(const Online& other) {
-    const float larger = fmaxf(max, other.max);
-    const float mine = expf(max - larger), theirs = expf(other.max - larger);
-    sum = sum * mine + other.sum * theirs;
-    moment = moment * mine + other.moment * theirs;
-    max = larger;
-  }
-
-  __device__ float LogSumExp() const { return max + logf(sum); }
-};
-
-// The largest logit and the first class that has it.
-struct Best {
-  float value = -INFINITY;
-  int64_t index = INT64_MAX;
-
-  __device__ void Merge(const Best& other) {
-    if (other.value > value || (other.value == value && other.index < index)) *this = other;
-  }
-};
-
-struct Total {
-  double value = 0;
-  __device__ void Merge(const Total& other) { value += other.value; }
-};
-
-// A copy of `value` from the lane `offset` above, word by word.
-template <typename T>
-__device__ T ShuffleDown(const T& value, int offset) {
-  static_assert(sizeof(T) % sizeof(int) == 0, "shuffled by words");
-  T result;
-  const int* from = reinterpret_cast<const int*>(&value);
-  int* to = reinterpret_cast<int*>(&result);
-#pragma unroll
-  for (size_t i = 0; i < sizeof(T) / sizeof(int); ++i) {
-    to[i] = __shfl_down_sync(0xffffffffu, from[i], offset);
-  }
-  return result;
-}
-
-// Merges over the block in a fixed order; every thread gets the result.
-template <typename T>
-__device__ T BlockMerge(T value) {
-  alignas(16) __shared__ unsigned char storage[kWarps * sizeof(T)];
-  T* const shared = reinterpret_cast<T*>(storage);
-  for (int offset = 16; offset > 0; offset /= 2) value.Merge(ShuffleDown(value, offset));
-  __syncthreads();  // of an earlier call all have read
-  if (threadIdx.x % 32 == 0) shared[threadIdx.x / 32] = value;
-  __syncthreads();
-  if (threadIdx.x == 0) {
-    for (int i = 1; i < kWarps; ++i) value.Merge(shared[i]);
-    shared[0] = value;
-  }
-  __syncthreads();
-  return shared[0];
-}
-
-// One row's pointers, and the teachers as the loss sees them.
-struct RowView {
-  const Params& params;
-  int64_t offset;
-
-  __device__ float Logit(int64_t c) const { return params.logits[offset + c]; }
-
-  __device__ float MeanTeacher(int64_t c) const {
-    float sum = 0;
-    for (int k = 0; k < params.num_teachers; ++k) sum += params.teachers[k][offset + c];
-    return sum / static_cast<float>(params.num_teachers);
-  }
-
-  // Logit of softmax k, at temperature 1.
-  __device__ float Teacher(int k, int64_t c) const {
-    if (params.num_softmaxes < params.num_teachers) return MeanTeacher(c);
-    return params.teachers[k][offset + c];
-  }
-};
-
-// Whether psi's gradient is the difference of probabilities.
-__host__ __device__ constexpr bool Matches(Term term) {
-  return term == Term::kMatch || term == Term::kMatchWithEntropy;
-}
-__host__ __device__ constexpr bool NeedsTeacherSoftmax(Term term) {
-  return term != Term::kNone && term != Term::kSquared;
-}
-
-// kSoftmaxes is 1, or kMaxCudaTeachers for any number up to it.
-template <Term kTerm, int kSoftmaxes>
-__global__ void __launch_bounds__(kThreads) LossKernel(const Params params) {
-  const int softmaxes = kSoftmaxes == 1 ? 1 : params.num_softmaxes;
-  const int64_t row = blockIdx.x, classes = params.classes;
-  const RowView view{params, row * classes};
-  const int64_t label = params.labels[row];
-  if (label < 0 || label >= classes) {
-    if (threadIdx.x == 0) params.row_results[row] = {0, 0, -1};
-    return;
-  }
-  const float inverse_t = params.inverse_t;
-  const bool warm = NeedsTeacherSoftmax(kTerm) && params.temperature != 1;
-  const float label_logit = view.Logit(label), origin = view.Logit(0);
-
-  // Walk one. The student's moment, for smoothing, is kept apart: it has no exponential in it.
-  Online student, student_t, teachers[kSoftmaxes];
-  Best best;
-  float plain_sum = 0;
-  for (int64_t c = threadIdx.x; c < classes; c += kThreads) {
-    const float z = view.Logit(c);
-    student.Add(z, 0);
-    best.Merge({z, c});
-    plain_sum += z - origin;
-    if (warm) student_t.Add(z * inverse_t, 0);
-    if (NeedsTeacherSoftmax(kTerm)) {
-#pragma unroll 1
-      for (int k = 0; k < softmaxes; ++k) {
-        teachers[k].Add(view.Teacher(k, c) * inverse_t, z - origin);
-      }
-    }
-  }
-  student = BlockMerge(student);
-  best = BlockMerge(best);
-  const double mean_logit =
-      params.smoothing > 0 ? BlockMerge(Total{plain_sum}).value / static_cast<double>(classes) : 0;
-  student_t = warm ? BlockMerge(student_t) : student;
-  float q_logs[kSoftmaxes];
-  double mean_under_teachers = 0;
-  if (NeedsTeacherSoftmax(kTerm)) {
-#pragma unroll 1
-    for (int k = 0; k < softmaxes; ++k) {
-      const Online teacher = BlockMerge(teachers[k]);
-      q_logs[k] = teacher.LogSumExp();
-      mean_under_teachers += static_cast<double>(teacher.moment) / teacher.sum;
-    }
-    mean_under_teachers /= softmaxes;
-  }
-  const float p_log = student_t.LogSumExp();
-
-  // Logarithm of the teachers' probability of a class; exact where the probability vanishes.
-  auto log_q_of = [&](int64_t c) {
-    if (kSoftmaxes == 1) return view.Teacher(0, c) * inverse_t - q_logs[0];
-    float logs[kSoftmaxes];
-    float max = -INFINITY;
-#pragma unroll 1
-    for (int k = 0; k < softmaxes; ++k) {
-      logs[k] = view.Teacher(k, c) * inverse_t - q_logs[k];
-      max = fmaxf(max, logs[k]);
-    }
-    float sum = 0;
-#pragma unroll 1
-    for (int k = 0; k < softmaxes; ++k) sum += expf(logs[k] - max);
-    return max + logf(sum / static_cast<float>(softmaxes));
-  };
-
-  // Walk two, for the losses that are not sums of the first.
-  double psi = 0;
-  float divergence = 0;
-  if (kTerm == Term::kMatch) {
-    psi = static_cast<double>(student_t.max) - static_cast<double>(origin) * inverse_t +
-          log(static_cast<double>(student_t.sum)) - mean_under_teachers * inverse_t;
-  } else if (kTerm != Term::kNone) {
-    Total total;
-    for (int64_t c = threadIdx.x; c < classes; c += kThreads) {
-      const float z = view.Logit(c);
-      if (kTerm == Term::kSquared) {
-        const float difference = z - view.MeanTeacher(c);
-        total.value += difference * difference;
-      } else {
-        const float log_p = z * inverse_t - p_log, log_q = log_q_of(c);
-        total.value +=
-            kTerm == Term::kReverse ? expf(log_p) * (log_p - log_q) : expf(log_q) * (log_q - log_p);
-      }
-    }
-    psi = BlockMerge(total).value;
-    divergence = static_cast<float>(psi);
-    if (kTerm == Term::kSquared) psi /= 2 * static_cast<double>(classes);
-  }
-
-  if (threadIdx.x == 0) {
-    const double at_label = static_cast<double>(label_logit) - origin;
-    double phi =
-        static_cast<double>(student.max) - label_logit + log(static_cast<double>(student.sum));
-    if (params.smoothing > 0) phi += params.smoothing * (at_label - mean_logit);
-    const double t2 = static_cast<double>(params.temperature) * params.temperature;
-    params.row_results[row] = {phi, NeedsTeacherSoftmax(kTerm) ? t2 * psi : psi,
-                               best.index == label};
-  }
-  if (params.gradient == nullptr) return;
-
-  // The last walk.
-  const float normaliser = 1 / student.sum, normaliser_t = 1 / student_t.sum;
-  const float uniform = params.smoothing / static_cast<float>(classes);
-  for (int64_t c = threadIdx.x; c < classes; c += kThreads) {
-    const float z = view.Logit(c);
-    float slope = expf(z - student.max) * normaliser - uniform;
-    if (c == label) slope -= 1 - params.smoothing;
-    if (Matches(kTerm)) {
-      float q = 0;
-#pragma unroll 1
-      for (int k = 0; k < softmaxes; ++k) q += expf(view.Teacher(k, c) * inverse_t - q_logs[k]);
-      const float p = expf(z * inverse_t - student_t.max) * normaliser_t;
-      slope += params.weight * params.temperature * (p - q / static_cast<float>(softmaxes));
-    } else if (kTerm == Term::kReverse) {
-      const float log_p = z * inverse_t - p_log;
-      slope +=
-          params.weight * params.temperature * expf(log_p) * (log_p - log_q_of(c) - divergence);
-    } else if (kTerm == Term::kSquared) {
-      slope += params.weight / static_cast<float>(classes) * (z - view.MeanTeacher(c));
-    }
-    params.gradient[view.offset + c] = slope * params.row_scale;
-  }
-}
-
-struct Sums {
-  double label_loss = 0, teacher_loss = 0;
-  int64_t correct = 0, bad_rows = 0, first_bad_row = INT64_MAX;
-
-  __device__ void Merge(const Sums& other) {
-    label_loss += other.label_loss;
-    teacher_loss += other.teacher_loss;
-    correct += other.correct;
-    bad_rows += other.bad_rows;
-    first_bad_row = other.first_bad_row < first_bad_row ? other.first_bad_row : first_bad_row;
-  }
-};
-
-// One block sums the rows.
-__global__ void __launch_bounds__(kThreads) SumKernel(const Params params) {
-  Sums sums;
-  for (int64_t row = threadIdx.x; row < params.rows; row += kThreads) {
-    const RowResult& result = params.row_results[row];
-    if (result.correct < 0) {
-      sums.Merge({0, 0, 0, 1, row});
-    } else {
-      sums.Merge({result.label_loss, result.teacher_loss, result.correct, 0, INT64_MAX});
-    }
-  }
-  sums = BlockMerge(sums);
-  if (threadIdx.x == 0) {
-    const bool bad = sums.bad_rows > 0;
-    *params.result = {sums.label_loss,
-                      sums.teacher_loss,
-                      sums.correct,
-                      sums.bad_rows,
-                      bad ? sums.first_bad_row : -1,
-                      bad ? params.labels[sums.first_bad_row] : 0};
-  }
-}
-
-using Kernel = void (*)(Params);
-
-template <Term kTerm>
-Kernel ChooseKernel(bool one_softmax) {
-  return one_softmax ? &LossKernel<kTerm, 1> : &LossKernel<kTerm, kMaxCudaTeachers>;
-}
-
-Kernel ChooseKernel(const LossOptions& options, bool teach, bool one_softmax) {
-  if (!teach) return &LossKernel<Term::kNone, 1>;
-  switch (options.teacher_loss) {
-    case LossOptions::kSoftCrossEntropy:
-      return ChooseKernel<Term::kMatch>(one_softmax);
-    case LossOptions::kKlTeacherStudent:
-      return ChooseKernel<Term::kMatchWithEntropy>(one_softmax);
-    case LossOptions::kKlStudentTeacher:
-      return ChooseKernel<Term::kReverse>(one_softmax);
-    default:
-      return &LossKernel<Term::kSquared, 1>;
-  }
-}
+// Bytes that CUDA itself takes of a block's shared memory.
+constexpr int kReservedSharedBytes = 1 << 10;
 
 absl::Status CudaError(cudaError_t error, const char* action) {
   if (error == cudaSuccess) return absl::OkStatus();
@@ -343,101 +32,391 @@ absl::Status CudaError(cudaError_t error, const char* action) {
                                           cudaGetErrorString(error)));
 }
 
-}  // namespace
+absl::Status Invalid(absl::string_view field, const std::string& problem) {
+  return absl::InvalidArgumentError(absl::StrCat("loss: ", field, " ", problem));
+}
 
-size_t CudaLossWorkspaceBytes(int64_t rows) {
-  return sizeof(Result) + static_cast<size_t>(rows) * sizeof(RowResult);
+struct DeviceLimits {
+  int major, shared_per_block, shared_per_multiprocessor;
+};
+
+// Of the current device; asked for once.
+absl::StatusOr<DeviceLimits> LimitsOfDevice() {
+  constexpr int kDevices = 64;
+  static std::mutex mutex;
+  static DeviceLimits known[kDevices];  // major 0: not asked yet
+  int device = 0;
+  CODISTILL_RETURN_IF_ERROR(CudaError(cudaGetDevice(&device), "finding the device"));
+  std::lock_guard<std::mutex> lock(mutex);
+#ifndef CODISTILL_EMULATED_CUDA  // whose device changes
+  if (device < kDevices && known[device].major > 0) return known[device];
+#endif
+  DeviceLimits limits;
+  auto ask = [device](cudaDeviceAttr attribute, int* value) {
+    return CudaError(cudaDeviceGetAttribute(value, attribute, device), "asking for the limits");
+  };
+  CODISTILL_RETURN_IF_ERROR(ask(cudaDevAttrComputeCapabilityMajor, &limits.major));
+  CODISTILL_RETURN_IF_ERROR(ask(cudaDevAttrMaxSharedMemoryPerBlockOptin, &limits.shared_per_block));
+  CODISTILL_RETURN_IF_ERROR(
+      ask(cudaDevAttrMaxSharedMemoryPerMultiprocessor, &limits.shared_per_multiprocessor));
+  if (device < kDevices) known[device] = limits;
+  return limits;
+}
+
+struct Layout {
+  SoftmaxKernel kernel;
+  int threads;
+  int shared_bytes;
+};
+
+// Shared memory for `elements` of an array, with what CopyIn needs besides.
+int KeptBytes(int64_t elements, NumberFormat format) {
+  return static_cast<int>((elements * static_cast<int64_t>(BytesOf(format)) + 16 + 15) / 16 * 16);
+}
+
+// Whole warps with about eight elements a thread, up to `most`.
+int ThreadsFor(int64_t elements, int most) {
+  return static_cast<int>(std::clamp<int64_t>((elements / 8 + 31) / 32 * 32, 32, most));
+}
+
+// Threads of a block for about 1,024 on a multiprocessor, which is what registers allow.
+int MostThreads(const DeviceLimits& limits, int shared_bytes, int most) {
+  const int blocks = std::max(1, limits.shared_per_multiprocessor /
+                                     (shared_bytes + kStaticSharedBytes + kReservedSharedBytes));
+  return std::clamp(1024 / blocks / 32 * 32, 256, most);
+}
+
+// Several blocks a row, so small that four fit a multiprocessor, or as small as can be, if that
+// makes all arrays of the row fit.
+bool LayOutKept(const DeviceLimits& limits, NumberFormat format, bool teach, LossParams* params,
+                Layout* layout) {
+  const int usable = limits.shared_per_block - kStaticSharedBytes;
+  const int aim = limits.shared_per_multiprocessor / 4 - kStaticSharedBytes - kReservedSharedBytes;
+  const int most = limits.major >= 9 ? kMostParts : 1;
+  for (int parts = 1; parts <= most; parts *= 2) {
+    // Three more: a row may begin at any place in an aligned four.
+    const int64_t elements = ((params->classes + 3 + parts - 1) / parts + 3) / 4 * 4;
+    const int logits = KeptBytes(elements, format);
+    const int teacher = teach ? KeptBytes(elements, params->dense[0].format) : 0;
+    if (logits + teacher > (parts < most ? aim : usable)) continue;
+    params->parts = parts;
+    params->part_elements = static_cast<int32_t>(elements);
+    params->logits_at = 0;
+    params->teacher_at[0] = logits;
+    layout->shared_bytes = logits + teacher;
+    layout->threads = ThreadsFor(elements, MostThreads(limits, layout->shared_bytes, kMaxThreads));
+    return true;
+  }
+  return false;
+}
+
+// A block a row, which keeps what fits: first the bitmaps of named classes, then logits, then
+// teachers; two blocks a multiprocessor where that does.
+absl::Status LayOutRow(const DeviceLimits& limits, NumberFormat format, bool general,
+                       LossParams* params, Layout* layout) {
+  const int usable = limits.shared_per_block - kStaticSharedBytes;
+  const int half = limits.shared_per_multiprocessor / 2 - kStaticSharedBytes - kReservedSharedBytes;
+  params->parts = 1;
+  params->part_elements = params->classes + 3;
+  int bytes = 0;
+  if (params->num_topk > 0) {
+    params->bitmaps_at = 0;
+    bytes = (TopKRow::BitmapBytes(params->classes) + 15) / 16 * 16;
+    if (bytes > usable) {
+      return Invalid("classes",
+                     absl::StrCat("is ", params->classes, "; this device has room for at most ",
+                                  usable / 12 * 32, " with topk_teachers"));
+    }
+  }
+  auto keep = [&](NumberFormat of, int limit, int32_t* at) {
+    const int more = KeptBytes(params->classes, of);
+    if (bytes + more > limit) return false;
+    *at = bytes;
+    bytes += more;
+    return true;
+  };
+  if (keep(format, half, &params->logits_at)) {
+    for (int k = 0; k < params->num_dense; ++k) {
+      if (!keep(params->dense[k].format, half, &params->teacher_at[k])) break;
+    }
+  } else {
+    keep(format, usable, &params->logits_at);
+  }
+  layout->shared_bytes = bytes;
+  const int most = general ? kMaxGeneralThreads : 512;
+  layout->threads = ThreadsFor(params->classes, most);
+  return absl::OkStatus();
+}
+
+absl::Status LaunchSoftmax(NumberFormat format, LossParams* params, cudaStream_t stream) {
+  CODISTILL_ASSIGN_OR_RETURN(const DeviceLimits limits, LimitsOfDevice());
+  const bool teach = params->psi != Psi::kNone;
+  const bool one = params->psi == Psi::kMatch && params->num_dense == 1 && params->num_topk == 0;
+  params->logits_at = params->bitmaps_at = -1;
+  std::fill(std::begin(params->teacher_at), std::end(params->teacher_at), -1);
+  Layout layout = {};
+  const bool kept = (!teach || one) && LayOutKept(limits, format, teach, params, &layout);
+  if (!kept) CODISTILL_RETURN_IF_ERROR(LayOutRow(limits, format, teach && !one, params, &layout));
+  const auto choose =
+      format == NumberFormat::kFloat32 ? &SoftmaxKernelFloat32 : &SoftmaxKernelBfloat16;
+  layout.kernel = choose(teach, one, kept);
+  if (layout.shared_bytes > (48 << 10) - kStaticSharedBytes) {
+    CODISTILL_RETURN_IF_ERROR(
+        CudaError(cudaFuncSetAttribute(layout.kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                       limits.shared_per_block - kStaticSharedBytes),
+                  "asking for shared memory"));
+  }
+  if (layout.shared_bytes > 0) {
+    CODISTILL_RETURN_IF_ERROR(CudaError(
+        cudaFuncSetAttribute(layout.kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared),
+        "asking for shared memory"));
+  }
+  return CudaError(LaunchClusters(layout.kernel, static_cast<unsigned>(params->parts),
+                                  static_cast<unsigned>(params->rows * params->parts),
+                                  static_cast<unsigned>(layout.threads),
+                                  static_cast<size_t>(layout.shared_bytes), stream, *params),
+                   "launching the kernel");
+}
+
+absl::Status ValidateForCuda(const LossOptions& options, const LossInputs& inputs) {
+  CODISTILL_RETURN_IF_ERROR(ValidateLoss(options, inputs));
+  if (inputs.rows > INT32_MAX / kMostParts) {
+    return Invalid(
+        "rows", absl::StrCat("is ", inputs.rows, "; at most ", INT32_MAX / kMostParts, " on CUDA"));
+  }
+  if (inputs.classes > INT32_MAX / 64) {
+    return Invalid("classes",
+                   absl::StrCat("is ", inputs.classes, "; at most ", INT32_MAX / 64, " on CUDA"));
+  }
+  if (!(inputs.teacher_weight > 0)) return absl::OkStatus();
+  if (inputs.teachers.size() > kMaxCudaTeachers) {
+    return Invalid("teachers", absl::StrCat("are ", inputs.teachers.size(), "; at most ",
+                                            kMaxCudaTeachers, " on CUDA"));
+  }
+  if (inputs.topk_teachers.size() > kMaxCudaTeachers) {
+    return Invalid("topk_teachers", absl::StrCat("are ", inputs.topk_teachers.size(), "; at most ",
+                                                 kMaxCudaTeachers, " on CUDA"));
+  }
+  return absl::OkStatus();
+}
+
+int64_t NamedPerRow(const LossInputs& inputs) {
+  int64_t sum = 0;
+  if (!(inputs.teacher_weight > 0)) return 0;
+  for (const TopKTeacher& teacher : inputs.topk_teachers) sum += teacher.k;
+  return sum;
+}
+
+size_t RowPartsAt() { return (sizeof(LossResult) + 15) / 16 * 16; }
+size_t NamedAt(int64_t rows) {
+  return RowPartsAt() + static_cast<size_t>(rows) * kMostParts * sizeof(RowPart);
+}
+
+LossParams ParamsOf(const LossOptions& options, const LossInputs& inputs, void* gradient,
+                    void* workspace) {
+  const bool softmax = options.label_loss == LossOptions::kSoftmaxCrossEntropy;
+  LossParams params = {};
+  params.rows = inputs.rows;
+  params.classes = static_cast<int32_t>(inputs.classes);
+  params.logits = static_cast<const unsigned char*>(inputs.logits);
+  params.gradient = static_cast<unsigned char*>(gradient);
+  params.labels = inputs.labels;
+  params.targets = inputs.targets;
+  params.prior = inputs.label_prior;
+  params.row_weights = inputs.row_weights;
+  params.has_ignored = options.ignored_label.has_value();
+  params.ignored_label = options.ignored_label.value_or(0);
+  params.sigmoid = options.label_loss == LossOptions::kSigmoidCrossEntropy;
+  params.smoothing = options.label_smoothing;
+  params.temperature = options.temperature;
+  params.inverse_t = 1 / options.temperature;
+  params.power = 1;
+  params.parts = 1;
+  if (inputs.teacher_weight > 0) {
+    params.weight = inputs.teacher_weight * options.temperature;
+    for (int power : {2, 3, 4}) {
+      if (options.temperature == static_cast<float>(power)) params.power = power;
+    }
+    if (params.power == 1 && options.temperature != 1) params.power = 0;
+    switch (options.teacher_loss) {
+      case LossOptions::kSoftCrossEntropy:
+        params.psi = Psi::kMatch;
+        break;
+      case LossOptions::kKlTeacherStudent:
+        params.psi = Psi::kMatch;
+        params.divergence = true;
+        break;
+      case LossOptions::kKlStudentTeacher:
+        params.psi = Psi::kReverse;
+        break;
+      case LossOptions::kSquaredErrorLogits:
+        params.psi = Psi::kSquared;
+        params.weight = inputs.teacher_weight;
+        if (softmax) params.weight /= static_cast<float>(inputs.classes);
+        break;
+    }
+    params.num_dense = static_cast<int32_t>(inputs.teachers.size());
+    // The average of one is the one.
+    params.average_logits = options.teacher_average == LossOptions::kLogits && params.num_dense > 1;
+    for (int k = 0; k < params.num_dense; ++k) {
+      const DenseTeacher& teacher = inputs.teachers[k];
+      params.dense[k] = {static_cast<const unsigned char*>(teacher.values),
+                         teacher.format == NumberFormat::kInt8 ? teacher.scale : nullptr,
+                         teacher.format, teacher.kind == DenseTeacher::kProbabilities};
+    }
+    params.num_topk = static_cast<int32_t>(inputs.topk_teachers.size());
+    for (int k = 0; k < params.num_topk; ++k) {
+      const TopKTeacher& teacher = inputs.topk_teachers[k];
+      params.topk[k] = {teacher.index, teacher.value,
+                        teacher.k < inputs.classes ? teacher.tail : nullptr, teacher.k};
+    }
+    params.named_per_row = NamedPerRow(inputs);
+  } else {
+    params.temperature = params.inverse_t = 1;
+  }
+  params.prepared = inputs.row_weights != nullptr || params.has_ignored || params.prior != nullptr;
+  params.row_scale = params.prepared ? inputs.gradient_scale
+                                     : inputs.gradient_scale / static_cast<double>(inputs.rows);
+  auto* const memory = static_cast<unsigned char*>(workspace);
+  params.result = reinterpret_cast<LossResult*>(memory);
+  params.row_parts = reinterpret_cast<RowPart*>(memory + RowPartsAt());
+  params.named = reinterpret_cast<NamedClass*>(memory + NamedAt(inputs.rows));
+  return params;
+}
+
+// Device memory, `count` elements from `at`, on the host.
+template <typename T>
+absl::Status Fetch(const T* at, int64_t count, cudaStream_t stream, std::vector<T>* host) {
+  host->resize(count);
+  CODISTILL_RETURN_IF_ERROR(
+      CudaError(cudaMemcpyAsync(host->data(), at, static_cast<size_t>(count) * sizeof(T),
+                                cudaMemcpyDeviceToHost, stream),
+                "fetching an array"));
+  return CudaError(cudaStreamSynchronize(stream), "fetching an array");
+}
+
+// A label, weight, prior or top-k teacher is not as it must be: says what, by the CPU's checks.
+absl::Status DescribeArrayFault(const LossOptions& options, LossInputs inputs,
+                                cudaStream_t stream) {
+  std::vector<int64_t> labels;
+  std::vector<float> weights, prior;
+  if (inputs.labels != nullptr) {
+    CODISTILL_RETURN_IF_ERROR(Fetch(inputs.labels, inputs.rows, stream, &labels));
+    inputs.labels = labels.data();
+  }
+  if (inputs.row_weights != nullptr) {
+    CODISTILL_RETURN_IF_ERROR(Fetch(inputs.row_weights, inputs.rows, stream, &weights));
+    inputs.row_weights = weights.data();
+  }
+  if (inputs.label_prior != nullptr) {
+    CODISTILL_RETURN_IF_ERROR(Fetch(inputs.label_prior, inputs.classes, stream, &prior));
+    inputs.label_prior = prior.data();
+  }
+  const size_t teachers = inputs.teacher_weight > 0 ? inputs.topk_teachers.size() : 0;
+  std::vector<TopKTeacher> top_k(inputs.topk_teachers.begin(), inputs.topk_teachers.end());
+  std::vector<std::vector<int32_t>> indices(teachers);
+  std::vector<std::vector<float>> values(teachers), tails(teachers);
+  for (size_t t = 0; t < teachers; ++t) {
+    TopKTeacher& teacher = top_k[t];
+    const int64_t count = inputs.rows * teacher.k;
+    CODISTILL_RETURN_IF_ERROR(Fetch(teacher.index, count, stream, &indices[t]));
+    CODISTILL_RETURN_IF_ERROR(Fetch(teacher.value, count, stream, &values[t]));
+    teacher.index = indices[t].data();
+    teacher.value = values[t].data();
+    if (teacher.k == inputs.classes) continue;
+    CODISTILL_RETURN_IF_ERROR(Fetch(teacher.tail, inputs.rows, stream, &tails[t]));
+    teacher.tail = tails[t].data();
+  }
+  inputs.topk_teachers = top_k;
+  CODISTILL_RETURN_IF_ERROR(ValidateArrays(options, inputs, 1));
+  return absl::InvalidArgumentError(
+      "loss: labels, label_prior, row_weights or topk_teachers held what they must not, and were "
+      "written to before FinishLoss");
+}
+
+// The row that the pass found something wrong in: says what, as the CPU does.
+absl::Status DescribeRowFault(const LossOptions& options, LossInputs inputs,
+                              const LossResult& result, cudaStream_t stream) {
+  const int64_t row = result.fault_row, classes = inputs.classes;
+  // The gradient may have replaced the logits; the kernel has looked before.
+  std::vector<float> logits(classes);
+  if (result.bad_class >= 0) logits[result.bad_class] = result.bad_logit;
+  inputs.logits = logits.data();
+  inputs.logits_format = NumberFormat::kFloat32;
+  std::vector<float> targets;
+  if (inputs.targets != nullptr) {
+    CODISTILL_RETURN_IF_ERROR(Fetch(inputs.targets + row * classes, classes, stream, &targets));
+    inputs.targets = targets.data();
+  }
+  std::vector<DenseTeacher> dense(inputs.teachers.begin(), inputs.teachers.end());
+  std::vector<std::vector<unsigned char>> values(dense.size());
+  std::vector<std::vector<float>> scales(dense.size());
+  for (size_t k = 0; inputs.teacher_weight > 0 && k < dense.size(); ++k) {
+    const int64_t bytes = classes * static_cast<int64_t>(BytesOf(dense[k].format));
+    CODISTILL_RETURN_IF_ERROR(
+        Fetch(static_cast<const unsigned char*>(dense[k].values) + row * bytes, bytes, stream,
+              &values[k]));
+    dense[k].values = values[k].data();
+    if (dense[k].format != NumberFormat::kInt8) continue;
+    CODISTILL_RETURN_IF_ERROR(Fetch(dense[k].scale + row, 1, stream, &scales[k]));
+    dense[k].scale = scales[k].data();
+  }
+  inputs.teachers = dense;
+  inputs.rows = 1;
+  const std::string what = FindFault(options, inputs, 0, row, result.fault_finite != 0);
+  return absl::InvalidArgumentError(absl::StrCat("loss: ", what));
+}
+
+}  // namespace
+}  // namespace internal
+
+using internal::LossParams;
+using internal::LossResult;
+
+size_t CudaLossWorkspaceBytes(const LossInputs& inputs) {
+  return internal::NamedAt(inputs.rows) + static_cast<size_t>(inputs.rows) *
+                                              static_cast<size_t>(internal::NamedPerRow(inputs)) *
+                                              sizeof(internal::NamedClass);
 }
 
 absl::Status LaunchLoss(const LossOptions& options, const LossInputs& inputs, void* gradient,
                         void* workspace, void* stream) {
-  CODISTILL_RETURN_IF_ERROR(ValidateLoss(options, inputs));
-  if (options.label_loss != LossOptions::kSoftmaxCrossEntropy) {
-    return absl::UnimplementedError(
-        "loss: on CUDA only the softmax cross-entropy is available as label loss");
-  }
-  const bool teach = inputs.teacher_weight > 0;
-  if (teach && !inputs.topk_teachers.empty()) {
-    return absl::UnimplementedError(
-        "loss: topk_teachers: on CUDA teachers must give all their logits");
-  }
-  if (teach && inputs.teachers.size() > kMaxCudaTeachers) {
-    return absl::InvalidArgumentError(absl::StrCat("loss: teachers: ", inputs.teachers.size(),
-                                                   " given; at most ", kMaxCudaTeachers,
-                                                   " on CUDA"));
-  }
-  bool plain = inputs.logits_format == NumberFormat::kFloat32 && inputs.row_weights == nullptr &&
-               inputs.label_prior == nullptr && !options.ignored_label.has_value();
-  for (const DenseTeacher& teacher : inputs.teachers) {
-    plain = plain && teacher.format == NumberFormat::kFloat32 &&
-            teacher.kind == DenseTeacher::kLogits;
-  }
-  if (!plain) {
-    return absl::UnimplementedError(
-        "loss: on CUDA only float32 logits, of students and teachers, every row counting alike");
-  }
-  if (inputs.rows > INT32_MAX) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("loss: rows is ", inputs.rows, "; at most ", INT32_MAX, " on CUDA"));
-  }
+  CODISTILL_RETURN_IF_ERROR(internal::ValidateForCuda(options, inputs));
   if (workspace == nullptr) return absl::InvalidArgumentError("loss: workspace is null");
-
-  Params params = {};
-  params.rows = inputs.rows;
-  params.classes = inputs.classes;
-  params.logits = static_cast<const float*>(inputs.logits);
-  params.labels = inputs.labels;
-  params.num_softmaxes = 1;
-  if (teach) {
-    params.num_teachers = static_cast<int>(inputs.teachers.size());
-    for (int k = 0; k < params.num_teachers; ++k) {
-      params.teachers[k] = static_cast<const float*>(inputs.teachers[k].values);
-    }
-    if (options.teacher_average == LossOptions::kProbabilities) {
-      params.num_softmaxes = params.num_teachers;
-    }
-  }
-  params.smoothing = options.label_smoothing;
-  params.temperature = options.temperature;
-  params.inverse_t = 1 / options.temperature;
-  params.row_scale = static_cast<float>(inputs.gradient_scale / static_cast<double>(inputs.rows));
-  params.weight = inputs.teacher_weight;
-  params.gradient = static_cast<float*>(gradient);
-  params.result = static_cast<Result*>(workspace);
-  params.row_results = reinterpret_cast<RowResult*>(params.result + 1);
-
+  LossParams params = internal::ParamsOf(options, inputs, gradient, workspace);
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  const unsigned blocks = static_cast<unsigned>(inputs.rows);
-  const auto kernel = ChooseKernel(options, teach, params.num_softmaxes == 1);
-  kernel<<<blocks, kThreads, 0, cuda_stream>>>(params);
-  CODISTILL_RETURN_IF_ERROR(CudaError(cudaGetLastError(), "launching the kernel"));
-  SumKernel<<<1, kThreads, 0, cuda_stream>>>(params);
-  return CudaError(cudaGetLastError(), "launching the sum");
+  if (params.prepared) {
+    CODISTILL_RETURN_IF_ERROR(internal::CudaError(internal::LaunchPrepare(params, cuda_stream),
+                                                  "launching the sum of weights"));
+  }
+  if (options.label_loss == LossOptions::kSoftmaxCrossEntropy) {
+    CODISTILL_RETURN_IF_ERROR(internal::LaunchSoftmax(inputs.logits_format, &params, cuda_stream));
+  } else {
+    CODISTILL_RETURN_IF_ERROR(
+        internal::CudaError(internal::LaunchElementwise(params, inputs.logits_format, cuda_stream),
+                            "launching the kernel"));
+  }
+  return internal::CudaError(internal::LaunchSums(params, cuda_stream), "launching the sum");
 }
 
-absl::Status FinishLoss(const LossInputs& inputs, const void* workspace, void* stream,
-                        LossOutputs* outputs) {
+absl::Status FinishLoss(const LossOptions& options, const LossInputs& inputs, const void* workspace,
+                        void* stream, LossOutputs* outputs) {
   const auto cuda_stream = static_cast<cudaStream_t>(stream);
-  Result result;
-  CODISTILL_RETURN_IF_ERROR(CudaError(
+  LossResult result;
+  CODISTILL_RETURN_IF_ERROR(internal::CudaError(
       cudaMemcpyAsync(&result, workspace, sizeof(result), cudaMemcpyDeviceToHost, cuda_stream),
       "fetching the result"));
-  CODISTILL_RETURN_IF_ERROR(CudaError(cudaStreamSynchronize(cuda_stream), "computing"));
-  if (result.bad_rows > 0) {
-    return absl::InvalidArgumentError(absl::StrCat("loss: labels holds ", result.first_bad_label,
-                                                   " in row ", result.first_bad_row, "; want 0 to ",
-                                                   inputs.classes - 1));
-  }
+  CODISTILL_RETURN_IF_ERROR(internal::CudaError(cudaStreamSynchronize(cuda_stream), "computing"));
+  if (result.array_faults > 0) return internal::DescribeArrayFault(options, inputs, cuda_stream);
   outputs->sums.label_loss_sum = result.label_loss_sum;
   outputs->sums.teacher_loss_sum = result.teacher_loss_sum;
+  outputs->sums.weight_sum = result.counted_weight;
+  outputs->sums.counted_rows = result.counted_rows;
   outputs->sums.correct = result.correct;
-  outputs->sums.counted_rows = inputs.rows;
-  outputs->sums.weight_sum = static_cast<double>(inputs.rows);
-  outputs->finite = std::isfinite(result.label_loss_sum) && std::isfinite(result.teacher_loss_sum);
-  if (outputs->finite) return absl::OkStatus();
-  return absl::InvalidArgumentError(
-      absl::StrCat("loss: ", std::isfinite(result.label_loss_sum) ? "teachers" : "logits",
-                   " make a loss that is not finite"));
+  outputs->finite = result.not_finite == 0;
+  if (result.fault_row < 0) return absl::OkStatus();
+  return internal::DescribeRowFault(options, inputs, result, cuda_stream);
 }
 
 }  // namespace codistill

@@ -9,6 +9,7 @@
 
 #include "common/base/mutex.h"
 #include "cuda/loss.h"
+#include "cuda/loss_faults.h"
 
 namespace codistill {
 namespace internal {
@@ -60,13 +61,10 @@ struct LossWork {
   FaultLog* faults;
 };
 
-// The checks of ComputeLossCpu that ValidateLoss leaves out because they read arrays.
-absl::Status ValidateArrays(const LossOptions& options, const LossInputs& inputs, int threads);
-
-// Looks closely at a row in which something seems to be wrong; says what, naming tensor and row.
-// `finite`: whether its loss is; then only probabilities can be wrong, and if they are not, the
-// answer is empty. Slow.
-std::string FindFault(const LossWork& work, int64_t row, bool finite);
+// See loss_faults.h.
+inline std::string FindFault(const LossWork& work, int64_t row, bool finite) {
+  return FindFault(*work.options, *work.inputs, row, row, finite);
+}
 
 // Softmax cross-entropy: rows [begin, end).
 void SoftmaxLoss(const LossWork& work, int64_t begin, int64_t end);

@@ -56,7 +56,7 @@ class DeviceLoss final : public BatchLoss {
     CODISTILL_ASSIGN_OR_RETURN(Tensor gradient, model_->Allocate(logits.dtype(), logits.shape()));
     CODISTILL_ASSIGN_OR_RETURN(
         workspace_,
-        model_->Allocate(DT_UINT8, {static_cast<int64_t>(CudaLossWorkspaceBytes(rows))}));
+        model_->Allocate(DT_UINT8, {static_cast<int64_t>(CudaLossWorkspaceBytes(inputs_))}));
     CODISTILL_RETURN_IF_ERROR(
         Named(LaunchLoss(options_, inputs_, gradient.data(), workspace_.data(), model_->stream())));
     return gradient;
@@ -67,7 +67,7 @@ class DeviceLoss final : public BatchLoss {
   absl::Status End(LossOutputs* outputs) override {
     CODISTILL_RETURN_IF_ERROR(Here());
     const absl::Status status =
-        Named(FinishLoss(inputs_, workspace_.data(), model_->stream(), outputs));
+        Named(FinishLoss(options_, inputs_, workspace_.data(), model_->stream(), outputs));
     kept_.clear();
     workspace_ = Tensor();
     return status;

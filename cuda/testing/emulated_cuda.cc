@@ -92,8 +92,7 @@ struct State {
   Order order = Order::kForward;
   uint64_t random = 1;
   Device device;
-  int64_t threads_run = 0;
-  LaunchShape last = {};
+  std::vector<LaunchShape> launches;
   std::map<const void*, std::map<cudaFuncAttribute, int>> attributes;
   cudaError_t last_error = cudaSuccess;
   // Of the running launch.
@@ -113,6 +112,10 @@ std::string Describe(const Thread& thread) {
            thread.block->index.y, thread.block->index.z, thread.index.x, thread.index.y,
            thread.index.z);
   return text;
+}
+
+bool operator!=(Place a, Place b) {
+  return a.line != b.line || (a.file != b.file && strcmp(a.file, b.file) != 0);
 }
 
 std::string Describe(Place place) {
@@ -212,7 +215,6 @@ void RunGroup(Group* group) {
   }
   while (Stacks().size() < threads.size()) Stacks().emplace_back();
   for (size_t i = 0; i < threads.size(); ++i) threads[i]->fibre.Start(&Stacks()[i], &RunThread);
-  state.threads_run += static_cast<int64_t>(threads.size());
 
   std::vector<size_t> order;
   size_t left = threads.size();
@@ -277,7 +279,7 @@ WarpCall* Arrive(unsigned mask, uint64_t value, int from, Place place) {
     call->arrived = 0;
     call->place = place;
   }
-  if (call->place.line != place.line || strcmp(call->place.file, place.file) != 0) {
+  if (call->place != place) {
     Fail("calls a warp function at %s:%d, other lanes at %s:%d", place.file, place.line,
          call->place.file, call->place.line);
   }
@@ -310,15 +312,15 @@ void SetOrder(Order order, uint64_t seed) {
   TheState().random = seed * 0x9e3779b97f4a7c15u | 1;
 }
 void SetDevice(const Device& device) { TheState().device = device; }
-int64_t ThreadsRun() { return TheState().threads_run; }
-const LaunchShape& LastLaunch() { return TheState().last; }
+const std::vector<LaunchShape>& Launches() { return TheState().launches; }
+void ClearLaunches() { TheState().launches.clear(); }
 
 bool Run(dim3 grid, dim3 block, unsigned cluster, size_t shared_bytes,
          const std::function<void()>& body) {
   State& state = TheState();
   state.failed = false;
   state.body = &body;
-  state.last = {grid, block, cluster, shared_bytes};
+  state.launches.push_back({grid, block, cluster, shared_bytes});
   gridDim = grid;
   blockDim = block;
   std::vector<size_t> order;
@@ -348,7 +350,7 @@ int Barrier(bool value, Place place) {
   if (block->arrived == 0) {
     block->barrier = place;
     block->with_value = 0;
-  } else if (block->barrier.line != place.line || strcmp(block->barrier.file, place.file) != 0) {
+  } else if (block->barrier != place) {
     Fail("is at the barrier %s:%d, others at %s:%d", place.file, place.line, block->barrier.file,
          block->barrier.line);
   }

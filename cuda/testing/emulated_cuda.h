@@ -40,6 +40,7 @@
 #include <functional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #define __global__
 #define __device__
@@ -123,15 +124,14 @@ struct Device {
 };
 void SetDevice(const Device& device);
 
-// Of all launches: threads that ran, for tests of how work is spread.
-int64_t ThreadsRun();
-// The name of nothing, the geometry of the last launch.
+// The launches since ClearLaunches(), for tests of how work is spread.
 struct LaunchShape {
   dim3 grid, block;
   unsigned cluster;
   size_t shared_bytes;
 };
-const LaunchShape& LastLaunch();
+const std::vector<LaunchShape>& Launches();
+void ClearLaunches();
 
 // Runs `body` in every thread.
 bool Run(dim3 grid, dim3 block, unsigned cluster, size_t shared_bytes,
