@@ -28,47 +28,13 @@
 #include "cuda/embedding_cuda.h"
 #include "cuda/global_norm_cuda.h"
 #include "cuda/row_topk_cuda.h"
+#include "tests/benchmarks/gpu_harness.h"
 #include "tests/benchmarks/harness.h"
 
 namespace codistill {
 namespace {
 
-void Require(bool condition, const std::string& what) {
-  if (condition) return;
-  std::fprintf(stderr, "gpu_kernels: %s\n", what.c_str());
-  std::exit(1);
-}
-void Require(const absl::Status& status) { Require(status.ok(), std::string(status.message())); }
-void Require(cudaError_t error) { Require(error == cudaSuccess, cudaGetErrorString(error)); }
-
 int Threads() { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
-
-template <typename T>
-class OnDevice {
- public:
-  explicit OnDevice(size_t n) : n_(n) {
-    void* data = nullptr;
-    Require(cudaMalloc(&data, std::max<size_t>(16, n * sizeof(T))));
-    data_ = static_cast<T*>(data);
-    Require(cudaMemset(data_, 0xff, n * sizeof(T)));
-  }
-  explicit OnDevice(const std::vector<T>& host) : OnDevice(host.size()) {
-    Require(cudaMemcpy(data_, host.data(), n_ * sizeof(T), cudaMemcpyHostToDevice));
-  }
-  ~OnDevice() { cudaFree(data_); }
-  OnDevice(const OnDevice&) = delete;
-
-  T* get() const { return data_; }
-  std::vector<T> Fetch() const {
-    std::vector<T> host(n_);
-    Require(cudaMemcpy(host.data(), data_, n_ * sizeof(T), cudaMemcpyDeviceToHost));
-    return host;
-  }
-
- private:
-  const size_t n_;
-  T* data_ = nullptr;
-};
 
 // Approximately normal, and quick: a sum of uniforms.
 std::vector<float> Normal(int64_t n, double spread, uint64_t seed) {
@@ -97,16 +63,7 @@ std::vector<uint32_t> PopularRows(int64_t n, int64_t rows, uint64_t seed) {
 class Benchmark {
  public:
   Benchmark(bool quick, nlohmann::ordered_json* report)
-      : rounds_(quick ? 3 : 10), scale_(quick ? 8 : 1), report_(report) {
-    Require(cudaStreamCreate(&stream_));
-    Require(cudaEventCreate(&begin_));
-    Require(cudaEventCreate(&end_));
-  }
-  ~Benchmark() {
-    cudaEventDestroy(begin_);
-    cudaEventDestroy(end_);
-    cudaStreamDestroy(stream_);
-  }
+      : rounds_(quick ? 3 : 10), scale_(quick ? 8 : 1), report_(report) {}
 
   void Run() {
     Embedding(16);
@@ -121,35 +78,9 @@ class Benchmark {
   }
 
  private:
-  // Seconds a call, over enough of them that the clock's grain and the launches do not count.
-  double Seconds(const std::function<void()>& body) {
-    constexpr int kCalls = 10;
-    Require(cudaEventRecord(begin_, stream_));
-    for (int i = 0; i < kCalls; ++i) body();
-    Require(cudaEventRecord(end_, stream_));
-    Require(cudaEventSynchronize(end_));
-    float milliseconds = 0;
-    Require(cudaEventElapsedTime(&milliseconds, begin_, end_));
-    return milliseconds / 1e3 / kCalls;
-  }
-
   // Times `kernel`, which has run and been checked, against a copy.
   void Measure(const std::string& name, double bytes, const std::function<void()>& kernel) {
-    const auto half = static_cast<size_t>(bytes / 2);
-    const OnDevice<char> from(half), to(half);
-    auto copy = [&] {
-      Require(cudaMemcpyAsync(to.get(), from.get(), half, cudaMemcpyDeviceToDevice, stream_));
-    };
-    copy();
-    kernel();
-    std::map<std::string, std::vector<double>> seconds = Alternate(
-        rounds_,
-        {{"copy", [&] { return Seconds(copy); }}, {"kernel", [&] { return Seconds(kernel); }}});
-    nlohmann::ordered_json figures;
-    figures["us"] = 1e6 * Median(seconds["kernel"]);
-    figures["gbps"] = bytes / Median(seconds["kernel"]) / 1e9;
-    figures["copy_gbps"] = bytes / Median(seconds["copy"]) / 1e9;
-    figures["vs_copy"] = MedianRatio(seconds["copy"], seconds["kernel"]);
+    nlohmann::ordered_json figures = timer_.AgainstCopy(rounds_, bytes, kernel);
     std::printf("%-28s %9.1f us  %7.1f GB/s  %5.2f of a copy\n", name.c_str(),
                 figures["us"].get<double>(), figures["gbps"].get<double>(),
                 figures["vs_copy"].get<double>());
@@ -336,23 +267,13 @@ class Benchmark {
   const int rounds_;
   const int64_t scale_;  // sizes are divided by it
   nlohmann::ordered_json* const report_;
-  cudaStream_t stream_ = nullptr;
-  cudaEvent_t begin_ = nullptr, end_ = nullptr;
+  GpuTimer timer_;
+  const cudaStream_t stream_ = timer_.stream();
 };
 
 int Main(bool quick) {
-  int devices = 0;
-  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
-    std::fprintf(stderr, "gpu_kernels: no CUDA device\n");
-    return 2;
-  }
-  nlohmann::ordered_json report = NewReport("gpu_kernels", quick ? 3 : 10, "none");
-  cudaDeviceProp device = {};
-  Require(cudaGetDeviceProperties(&device, 0));
-  report["device"] = {{"name", device.name},
-                      {"compute", absl::StrCat(device.major, ".", device.minor)},
-                      {"multiprocessors", device.multiProcessorCount},
-                      {"l2_bytes", device.l2CacheSize}};
+  if (!HasDevice("gpu_kernels")) return 2;
+  nlohmann::ordered_json report = NewGpuReport("gpu_kernels", quick ? 3 : 10);
   Benchmark(quick, &report).Run();
   PrintReport(report);
   return 0;
