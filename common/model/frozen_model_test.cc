@@ -152,6 +152,31 @@ class FrozenModelTest : public testing::Test {
   std::unique_ptr<FollowedModel> model_;
 };
 
+TEST_F(FrozenModelTest, ATeacherHasNoDropout) {
+  const auto predict = [this](const std::string& dropout) {
+    options_.archive =
+        ExportForTest("alpha", "mlp", {"in_features=2", "hidden=64", "num_classes=1", dropout}) +
+        "/alpha.pt";
+    Load();
+    std::vector<float> answers;
+    for (int pass = 0; pass < 2; ++pass) {
+      const auto held = model_->Get();
+      EXPECT_TRUE(held.ok()) << held.status();
+      if (!held.ok()) return answers;
+      const auto logits = (*held)->model->Predict({RandomFloats({4, 2}, 1)}, nullptr);
+      EXPECT_TRUE(logits.ok()) << logits.status();
+      if (!logits.ok()) return answers;
+      const auto values = logits->values.As<float>();
+      answers.insert(answers.end(), values.begin(), values.end());
+    }
+    return answers;
+  };
+  const std::vector<float> without = predict("dropout=0");
+  ASSERT_EQ(without.size(), 8u);
+  EXPECT_NE(without[0], without[1]);
+  EXPECT_EQ(predict("dropout=0.5"), without);
+}
+
 TEST_F(FrozenModelTest, AnArchiveHasItsOwnWeights) {
   Load();
   const Snapshot snapshot = *model_->Get();
