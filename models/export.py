@@ -39,7 +39,8 @@ if str(_FOLDER.parent) not in sys.path:
     # Modules import models.options from wherever they are started.
     sys.path.insert(0, str(_FOLDER.parent))
 
-# Kernels of oneDNN 2 that compute in bfloat16 with AMX end the process; it looks once, early.
+# Some virtual machines announce AMX without the shape of its tiles, and kernels that use them end the
+# process (common/base/blas_kernels.h). A check needs no AMX.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 try:

@@ -12,7 +12,8 @@ class HostLoss final : public BatchLoss {
   HostLoss(LossOptions options, int threads) : options_(std::move(options)), threads_(threads) {}
 
   absl::StatusOr<Tensor> Begin(const LossInputs& inputs, const Tensor& logits) override {
-    if (gradient_.empty() || gradient_.shape() != logits.shape()) {
+    if (gradient_.empty() || gradient_.dtype() != logits.dtype() ||
+        gradient_.shape() != logits.shape()) {
       gradient_ = Tensor::Allocate(logits.dtype(), logits.shape());
     }
     LossInputs whole = inputs;

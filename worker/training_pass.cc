@@ -134,6 +134,7 @@ absl::StatusOr<TrainingPass::PartLoss> TrainingPass::BeginLoss(
   LossInputs inputs;
   inputs.rows = logits.rows;
   inputs.classes = options_.job.model().num_outputs();
+  if (logits.values.dtype() == DT_BFLOAT16) inputs.logits_format = NumberFormat::kBfloat16;
   const auto rows_of = [&part, &batch](const auto& all) {
     return Slice(all, batch.rows, part.first_row, part.rows);
   };

@@ -1,5 +1,8 @@
 #include "common/base/blas_kernels.h"
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 #include <dlfcn.h>
 #include <limits.h>
 #include <stdlib.h>
@@ -16,7 +19,15 @@ bool HasAvx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
 }
+bool HasTilesOfUnknownShape() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  constexpr unsigned kAmxTile = 1u << 24;
+  if (__get_cpuid_count(7, 0, &a, &b, &c, &d) == 0 || (d & kAmxTile) == 0) return false;
+  // EAX: the largest palette, of which 0 is the one without tiles.
+  return __get_cpuid_count(0x1d, 0, &a, &b, &c, &d) == 0 || a == 0;
+}
 #else
+bool HasTilesOfUnknownShape() { return false; }
 bool HasAvx2() { return false; }
 bool HasAvx512() { return false; }
 #endif
@@ -36,7 +47,14 @@ std::string BetterBlasKernels(const std::string& chosen, bool avx2, bool avx512)
 
 }  // namespace internal
 
+void AvoidTilesOfUnknownShape() {
+  // The older name of the variable counts as well.
+  if (getenv("DNNL_MAX_CPU_ISA") != nullptr || !HasTilesOfUnknownShape()) return;
+  setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16", /*overwrite=*/0);
+}
+
 void RestartWithFastBlas(char** argv) {
+  AvoidTilesOfUnknownShape();
   if (getenv(kVariable) != nullptr) return;
   using CoreName = char*();
   auto* const core_name = reinterpret_cast<CoreName*>(dlsym(RTLD_DEFAULT, "openblas_get_corename"));

@@ -1,8 +1,6 @@
 #include "common/model/mixed_precision.h"
 
 #include <ATen/autocast_mode.h>
-#include <dlfcn.h>
-#include <stdlib.h>
 #include <torch/version.h>
 
 namespace codistill::internal {
@@ -63,27 +61,6 @@ MixedPrecision::~MixedPrecision() {
   SetDtype(type_, was_dtype_);
   at::autocast::decrement_nesting();
   at::autocast::clear_cache();
-}
-
-void AvoidBrokenBfloat16Kernels() {
-  static const bool done = [] {
-    if (getenv("ONEDNN_MAX_CPU_ISA") != nullptr || getenv("DNNL_MAX_CPU_ISA") != nullptr) {
-      return true;
-    }
-    // As dnnl_types.h of version 2 declares them. libtorch of its own makers has oneDNN inside,
-    // version 3 by now, which works and is not found here.
-    struct DnnlVersion {
-      int major;
-    };
-    using VersionFunction = const DnnlVersion*();
-    using SetMaxIsa = int(int);
-    constexpr int kAvx512CoreBf16 = 0xe7;
-    auto* version = reinterpret_cast<VersionFunction*>(dlsym(RTLD_DEFAULT, "dnnl_version"));
-    auto* set_max = reinterpret_cast<SetMaxIsa*>(dlsym(RTLD_DEFAULT, "dnnl_set_max_cpu_isa"));
-    if (version != nullptr && set_max != nullptr && version()->major == 2) set_max(kAvx512CoreBf16);
-    return true;
-  }();
-  static_cast<void>(done);
 }
 
 }  // namespace codistill::internal

@@ -30,12 +30,6 @@ class MixedPrecision {
   at::ScalarType was_dtype_ = at::kFloat;
 };
 
-// Before anything in this process computes with oneDNN: keeps it from kernels that end the process.
-// Those of oneDNN 2 for bfloat16 matrix products with AMX use tiles that they have not configured,
-// an illegal instruction; with AVX-512 they work. Changes nothing about fp32, nor where
-// ONEDNN_MAX_CPU_ISA says what to use. Any thread, any number of times.
-void AvoidBrokenBfloat16Kernels();
-
 }  // namespace codistill::internal
 
 #endif  // CODISTILL_COMMON_MODEL_MIXED_PRECISION_H_

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
+#include <cstring>
 #include <map>
 #include <memory>
 #include <string>
@@ -41,7 +43,22 @@ absl::Span<float> Values(const Model& model, const std::string& name) {
   return {};
 }
 
+uint32_t BitsOf(float value) {
+  uint32_t bits = 0;
+  std::memcpy(&bits, &value, sizeof(bits));
+  return bits;
+}
+
+// A bfloat16 is the upper half of a float.
 std::vector<float> ToVector(const Tensor& tensor) {
+  if (tensor.dtype() == DT_BFLOAT16) {
+    std::vector<float> values(tensor.elements());
+    for (size_t i = 0; i < values.size(); ++i) {
+      const uint32_t bits = static_cast<const uint16_t*>(tensor.data())[i] << 16;
+      std::memcpy(&values[i], &bits, sizeof(bits));
+    }
+    return values;
+  }
   const auto span = tensor.As<float>();
   return std::vector<float>(span.begin(), span.end());
 }
@@ -60,7 +77,24 @@ double Difference(const std::vector<float>& got, const std::vector<float>& want)
   return Norm(difference) / (Norm(want) + 1e-12);
 }
 
+// Values of the logits' type, which a bfloat16 can hold in either case.
+Tensor GradientFor(const Tensor& logits, uint64_t seed) {
+  const Tensor random = RandomFloats(logits.shape(), seed);
+  Tensor gradient = Tensor::Allocate(logits.dtype(), logits.shape());
+  for (int64_t i = 0; i < random.elements(); ++i) {
+    const uint32_t upper = BitsOf(random.As<float>()[i]) >> 16;
+    if (logits.dtype() == DT_BFLOAT16) {
+      static_cast<uint16_t*>(gradient.data())[i] = static_cast<uint16_t>(upper);
+    } else {
+      const uint32_t bits = upper << 16;
+      std::memcpy(&gradient.As<float>()[i], &bits, sizeof(bits));
+    }
+  }
+  return gradient;
+}
+
 struct Pass {
+  DataType type = DT_INVALID;
   std::vector<float> logits;
   Model::States states;
   std::map<std::string, std::vector<float>> gradients;
@@ -75,10 +109,10 @@ Pass Train(Model* model, absl::Span<const Tensor> inputs, const Model::States& s
     ADD_FAILURE() << logits.status();
     return pass;
   }
-  EXPECT_EQ(logits->values.dtype(), DT_FLOAT);
+  pass.type = logits->values.dtype();
   pass.logits = ToVector(logits->values);
   const absl::Status status = model->Backward(
-      RandomFloats(logits->values.shape(), 99),
+      GradientFor(logits->values, 99),
       [&](int index, const float* data, std::shared_ptr<const void>) {
         const TensorSpec& spec = model->tensors().tensors(index);
         const std::vector<int64_t> shape(spec.shape().begin(), spec.shape().end());
@@ -129,6 +163,8 @@ TEST(MixedPrecisionTest, LogitsStatesAndGradientsAgreeWithThoseOfFp32) {
     ASSERT_TRUE(exact != nullptr && mixed != nullptr) << c.config;
     const Pass want = Train(exact.get(), c.inputs, c.states);
     const Pass got = Train(mixed.get(), c.inputs, c.states);
+    EXPECT_EQ(want.type, DT_FLOAT) << c.config;
+    EXPECT_EQ(got.type, DT_BFLOAT16) << c.config;  // for the loss to read, without a copy
     EXPECT_NE(got.logits, want.logits) << c.config;
     EXPECT_LT(Difference(got.logits, want.logits), 0.05) << c.config;
     ASSERT_EQ(got.states.size(), want.states.size());
@@ -222,7 +258,8 @@ TEST(MixedPrecisionTest, GradientsComeFromTheLastLayerWhileTheFirstIsStillToDo) 
       Load(ExportForTest("m", "mlp", {"in_features=512", "hidden=1024,1024,8", "num_classes=2"}),
            "inputs { name: 'x' shape: 512 } num_outputs: 2", BF16);
   ASSERT_NE(model, nullptr);
-  const Tensor x = RandomFloats({256, 512}, 1), gradient = RandomFloats({256, 2}, 2);
+  const Tensor x = RandomFloats({256, 512}, 1);
+  const Tensor gradient = GradientFor(Tensor::Allocate(DT_BFLOAT16, {256, 2}), 2);
   double least = 1;
   for (int round = 0; round < 8; ++round) {
     ASSERT_TRUE(model->Forward({x}, nullptr, 1).ok());

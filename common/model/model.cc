@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/blas_kernels.h"
 #include "common/base/device.h"
 #include "common/base/status.h"
 #include "common/model/inputs.h"
@@ -91,7 +92,7 @@ absl::StatusOr<std::unique_ptr<Model>> Model::Load(Options options) {
     return absl::NotFoundError(absl::StrCat(options.archive, ": no such archive, or not readable"));
   }
   CODISTILL_ASSIGN_OR_RETURN(std::unique_ptr<ModelDevice> device, ModelDevice::Open(ordinal));
-  internal::AvoidBrokenBfloat16Kernels();
+  AvoidTilesOfUnknownShape();
   internal::SetTorchThreads(options.threads);
   torch::jit::setGraphExecutorOptimize(false);
   CODISTILL_ASSIGN_OR_RETURN(

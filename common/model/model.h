@@ -103,7 +103,8 @@ class Model {
   using States = std::vector<Tensor>;
   static constexpr int kNoState = 0;
 
-  // Logits of one forward pass: [rows, num_outputs] fp32, rows = examples x labels an example.
+  // Logits of one forward pass: [rows, num_outputs], rows = examples x labels an example. FP32, but
+  // BF16 where Forward computes in mixed precision and that is what comes out.
   struct Logits {
     Tensor values;
     int64_t rows = 0;
@@ -122,8 +123,8 @@ class Model {
   // comes last, with zeros. FROZEN parameters never come.
   using OnGradient =
       std::function<void(int index, const float* data, std::shared_ptr<const void> owner)>;
-  // `gradient`: d loss / d logits, [rows, num_outputs], of the last Forward. It may be called once
-  // for each Forward.
+  // `gradient`: d loss / d logits of the last Forward, in their shape and type. It may be called
+  // once for each Forward.
   virtual absl::Status Backward(const Tensor& gradient, const OnGradient& on_gradient) = 0;
 
   // As Backward, but nobody is given the gradients of the parameters: they are kept, and the next

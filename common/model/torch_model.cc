@@ -180,7 +180,7 @@ absl::StatusOr<PassResult> TorchModel::Run(torch::jit::Module* module,
                      ShapeString(logits.sizes().vec()), " for ", batch, " examples; they must be [",
                      batch, ", ..., ", columns, "] (model.num_outputs: ", columns, ")")));
   }
-  result.logits = logits.to(at::kFloat).reshape({-1, columns});
+  result.logits = logits.reshape({-1, columns});
   for (int i = 0; i < config().states_size(); ++i) {
     at::Tensor state = parts[i + 1].toTensor().detach().to(at::kFloat);
     const std::vector<int64_t> want = StateShape(config().states(i), batch);
@@ -198,7 +198,13 @@ absl::StatusOr<PassResult> TorchModel::RunMixed(Precision precision,
                                                 std::vector<torch::jit::IValue> arguments,
                                                 int64_t batch) {
   const MixedPrecision mixed(precision, device_->device().type());
-  return Run(&module_, std::move(arguments), batch, /*optimize=*/false);
+  CODISTILL_ASSIGN_OR_RETURN(PassResult result,
+                             Run(&module_, std::move(arguments), batch, /*optimize=*/false));
+  // The loss reads bfloat16 as it is.
+  if (precision == FP32 || result.logits.scalar_type() != at::kBFloat16) {
+    result.logits = result.logits.to(at::kFloat);
+  }
+  return result;
 }
 
 void TorchModel::Return(const PassResult& result, States* states) const {
@@ -232,7 +238,7 @@ absl::StatusOr<Model::Logits> TorchModel::PredictWith(torch::jit::Module* module
         CODISTILL_ASSIGN_OR_RETURN(const PassResult result,
                                    Run(module, std::move(arguments), examples, optimize));
         Return(result, states);
-        return Logits{device_->Bring(result.logits), result.logits.size(0)};
+        return Logits{device_->Bring(result.logits.to(at::kFloat)), result.logits.size(0)};
       });
 }
 
@@ -277,10 +283,12 @@ absl::Status TorchModel::RunBackward(const Tensor& gradient, const OnGradient* o
   if (!output_.defined()) {
     return absl::FailedPreconditionError("Backward without a Forward before it");
   }
-  if (gradient.dtype() != DT_FLOAT || gradient.shape() != output_.sizes().vec()) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "gradient of the logits is ", DataTypeName(gradient.dtype()), " ",
-        ShapeString(gradient.shape()), "; it must be FP32 ", ShapeString(output_.sizes().vec())));
+  const DataType dtype = FromTorchType(output_.scalar_type());
+  if (gradient.dtype() != dtype || gradient.shape() != output_.sizes().vec()) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("gradient of the logits is ", DataTypeName(gradient.dtype()), " ",
+                     ShapeString(gradient.shape()), "; it must be ", DataTypeName(dtype), " ",
+                     ShapeString(output_.sizes().vec())));
   }
   const at::Tensor output = std::exchange(output_, at::Tensor());
   if (on_gradient != nullptr) CODISTILL_RETURN_IF_ERROR(device_->BeginGradients(on_gradient));

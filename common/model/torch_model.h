@@ -20,7 +20,7 @@ namespace codistill::internal {
 
 // What forward() gave.
 struct PassResult {
-  at::Tensor logits;  // [rows, num_outputs] fp32, part of the graph if there is one
+  at::Tensor logits;  // [rows, num_outputs], part of the graph if there is one
   std::vector<at::Tensor> states;
 };
 
