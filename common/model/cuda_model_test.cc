@@ -57,7 +57,7 @@ class CudaModelTest : public testing::Test {
     if (!logits.ok()) return pass;
     EXPECT_EQ(logits->values.device(), model->device());
     const absl::Status status =
-        model->Backward(RandomFloats(logits->values.shape(), 99),
+        model->Backward(RandomGradient(logits->values, 99),
                         [&](int index, const float* data, std::shared_ptr<const void>) {
                           const int64_t n = model->storage()[index].elements();
                           pass.gradients[index] = std::vector<float>(data, data + n);

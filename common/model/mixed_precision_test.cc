@@ -43,12 +43,6 @@ absl::Span<float> Values(const Model& model, const std::string& name) {
   return {};
 }
 
-uint32_t BitsOf(float value) {
-  uint32_t bits = 0;
-  std::memcpy(&bits, &value, sizeof(bits));
-  return bits;
-}
-
 // A bfloat16 is the upper half of a float.
 std::vector<float> ToVector(const Tensor& tensor) {
   if (tensor.dtype() == DT_BFLOAT16) {
@@ -77,22 +71,6 @@ double Difference(const std::vector<float>& got, const std::vector<float>& want)
   return Norm(difference) / (Norm(want) + 1e-12);
 }
 
-// Values of the logits' type, which a bfloat16 can hold in either case.
-Tensor GradientFor(const Tensor& logits, uint64_t seed) {
-  const Tensor random = RandomFloats(logits.shape(), seed);
-  Tensor gradient = Tensor::Allocate(logits.dtype(), logits.shape());
-  for (int64_t i = 0; i < random.elements(); ++i) {
-    const uint32_t upper = BitsOf(random.As<float>()[i]) >> 16;
-    if (logits.dtype() == DT_BFLOAT16) {
-      static_cast<uint16_t*>(gradient.data())[i] = static_cast<uint16_t>(upper);
-    } else {
-      const uint32_t bits = upper << 16;
-      std::memcpy(&gradient.As<float>()[i], &bits, sizeof(bits));
-    }
-  }
-  return gradient;
-}
-
 struct Pass {
   DataType type = DT_INVALID;
   std::vector<float> logits;
@@ -112,7 +90,7 @@ Pass Train(Model* model, absl::Span<const Tensor> inputs, const Model::States& s
   pass.type = logits->values.dtype();
   pass.logits = ToVector(logits->values);
   const absl::Status status = model->Backward(
-      GradientFor(logits->values, 99),
+      RandomGradient(logits->values, 99),
       [&](int index, const float* data, std::shared_ptr<const void>) {
         const TensorSpec& spec = model->tensors().tensors(index);
         const std::vector<int64_t> shape(spec.shape().begin(), spec.shape().end());
@@ -259,7 +237,7 @@ TEST(MixedPrecisionTest, GradientsComeFromTheLastLayerWhileTheFirstIsStillToDo) 
            "inputs { name: 'x' shape: 512 } num_outputs: 2", BF16);
   ASSERT_NE(model, nullptr);
   const Tensor x = RandomFloats({256, 512}, 1);
-  const Tensor gradient = GradientFor(Tensor::Allocate(DT_BFLOAT16, {256, 2}), 2);
+  const Tensor gradient = RandomGradient(Tensor::Allocate(DT_BFLOAT16, {256, 2}), 2);
   double least = 1;
   for (int round = 0; round < 8; ++round) {
     ASSERT_TRUE(model->Forward({x}, nullptr, 1).ok());

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <fstream>
 #include <random>
 
@@ -77,6 +78,24 @@ Tensor RandomFloats(std::vector<int64_t> shape, uint64_t seed) {
     value = static_cast<float>(engine() >> 40) / (1 << 23) - 1;
   }
   return tensor;
+}
+
+Tensor RandomGradient(const Tensor& logits, uint64_t seed) {
+  Tensor floats = RandomFloats(logits.shape(), seed);
+  Tensor gradient = Tensor::Allocate(logits.dtype(), logits.shape());
+  for (int64_t i = 0; i < floats.elements(); ++i) {
+    // A bfloat16 is the upper half of a float.
+    uint32_t bits = 0;
+    std::memcpy(&bits, &floats.As<float>()[i], sizeof(bits));
+    const auto upper = static_cast<uint16_t>(bits >> 16);
+    bits = uint32_t{upper} << 16;
+    if (logits.dtype() == DT_BFLOAT16) {
+      static_cast<uint16_t*>(gradient.data())[i] = upper;
+    } else {
+      std::memcpy(&gradient.As<float>()[i], &bits, sizeof(bits));
+    }
+  }
+  return gradient;
 }
 
 }  // namespace codistill

@@ -25,6 +25,10 @@ Tensor Int64Tensor(std::vector<int64_t> shape, const std::vector<int64_t>& value
 // Values in [-1, 1) that depend on `seed` only.
 Tensor RandomFloats(std::vector<int64_t> shape, uint64_t seed);
 
+// As RandomFloats, of the shape and type (FP32 or BF16) of `logits`: the same values in either
+// type.
+Tensor RandomGradient(const Tensor& logits, uint64_t seed);
+
 }  // namespace codistill
 
 #endif  // CODISTILL_COMMON_MODEL_TEST_ARCHIVE_H_
