@@ -6,6 +6,7 @@
 //   prediction_server --job JOB.textproto --teacher last_year --index 0
 //   prediction_server --archive MODEL.pt --model MODEL.textproto [--checkpoint PATH [--follow]]
 
+#include <cstdlib>
 #include <memory>
 #include <string>
 #include <utility>
@@ -14,6 +15,7 @@
 #include "absl/flags/flag.h"
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/base/blas_kernels.h"
 #include "common/base/heap.h"
 #include "common/base/status.h"
@@ -134,8 +136,13 @@ absl::Status Serve() {
   };
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Daemon> daemon,
                              Daemon::Start(std::move(options)));
-  SetDeviceLostHandler([&daemon](const absl::Status& status) { daemon->Stop(status); });
+  SetDeviceLostHandler([&daemon](const absl::Status& status) {
+    daemon->Stop(status);
+    // The end of the process comes before this thread begins to take down what it has there.
+    absl::SleepFor(absl::Seconds(5));
+  });
   const absl::Status status = daemon->Run();
+  if (IsDeviceLost(status)) std::_Exit(ExitCode(kKind, status));
   SetDeviceLostHandler(nullptr);
   return status;
 }

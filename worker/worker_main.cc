@@ -12,6 +12,7 @@
 
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
 #include "common/base/blas_kernels.h"
 #include "common/base/device.h"
 #include "common/base/executor.h"
@@ -102,13 +103,19 @@ class Work {
 };
 
 // Runs `body` beside a daemon until either has ended. Does not return while `body` is running.
+// `doing`: in words, for the error of a lost device.
 absl::Status RunDaemon(Daemon::Options options, Work* work,
+                       const std::function<std::string()>& doing,
                        const std::function<absl::Status(const Daemon&)>& body) {
   options.drain = [work] { return work->Drain(); };
   const std::string kind = options.kind;
   CODISTILL_ASSIGN_OR_RETURN(const std::unique_ptr<Daemon> daemon,
                              Daemon::Start(std::move(options)));
-  SetDeviceLostHandler([&daemon](const absl::Status& status) { daemon->Stop(status); });
+  SetDeviceLostHandler([&](const absl::Status& status) {
+    daemon->Stop(Annotate(status, doing()));
+    // The end of the process comes before this thread begins to take down what it has there.
+    absl::SleepFor(kLetGo);
+  });
   std::thread thread([&] {
     SetThreadName("work");
     const absl::Status status = body(*daemon);
@@ -117,6 +124,7 @@ absl::Status RunDaemon(Daemon::Options options, Work* work,
     daemon->Stop(status);
   });
   const absl::Status status = daemon->Run();
+  if (IsDeviceLost(status)) std::_Exit(ExitCode(kind, status));
   SetDeviceLostHandler(nullptr);
   if (!work->AwaitEnd(kLetGo)) {
     // Reading data, or waiting for somebody who does not answer: there is nothing to be saved.
@@ -286,7 +294,8 @@ absl::Status RunWorker(const JobConfig& job) {
     const std::string state = progress.state();
     return state == "training" || state == "waiting";
   };
-  return RunDaemon(std::move(daemon), &work, [&](const Daemon& started) {
+  const auto doing = [&progress] { return progress.description(); };
+  return RunDaemon(std::move(daemon), &work, doing, [&](const Daemon& started) {
     absl::Status status = Train(job, group, index, metrics.get(), &progress, &work, started);
     if (!status.ok()) progress.SetState("failed", std::string(status.message()));
     return status;
@@ -358,8 +367,9 @@ absl::Status RunEvaluator(const JobConfig& job) {
   Daemon::Options daemon = DaemonOptions(job, "evaluator", metrics.get());
   daemon.fill_status = [&holder](DaemonStatus* status) { holder.FillStatus(status); };
   daemon.ready = [&holder] { return holder.running(); };
-  return RunDaemon(std::move(daemon), &work,
-                   [&](const Daemon&) { return Evaluate(job, metrics.get(), &holder, &work); });
+  return RunDaemon(
+      std::move(daemon), &work, [] { return "evaluating"; },
+      [&](const Daemon&) { return Evaluate(job, metrics.get(), &holder, &work); });
 }
 
 absl::Status Main(const std::vector<std::string>& arguments) {

@@ -31,8 +31,9 @@ absl::Status AnnotateDevice(const absl::Status& status, absl::string_view what,
                             absl::string_view device);
 
 // What is to be done once, when this process first loses a device: its own end, so that whoever
-// supervises it starts it again. Called from whatever thread finds out; must not block. Called at
-// once where the device is lost already. Null: nothing any more.
+// supervises it starts it again. Called from whatever thread finds out, which has taken down
+// nothing yet that it keeps on the device; others that find out wait. Called at once where the
+// device is lost already. Null: nothing any more.
 void SetDeviceLostHandler(std::function<void(const absl::Status&)> handler);
 // Tells the handler, the first time.
 void ReportDeviceLost(const absl::Status& status);

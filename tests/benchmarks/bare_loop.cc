@@ -1,18 +1,23 @@
 // The baseline of worker_overhead: the same archive, the same batches, and nothing but libtorch
 // around them. forward, cross-entropy, backward and an SGD step in a loop.
 //
-//   bare_loop JOB DATA_DIR BATCHES CHUNK_ROWS OPTIMIZE
+//   bare_loop JOB DATA_DIR BATCHES CHUNK_ROWS OPTIMIZE [DEVICE]
 //
 // JOB is a resolved job file; the batches of its first group's first BATCHES steps are made before
 // anything is timed. CHUNK_ROWS > 0 takes the loss over so many rows at a time (a smaller piece
-// stays in the cache); OPTIMIZE 1 leaves the JIT's graph optimisation on. Then, for each line "N"
+// stays in the cache); OPTIMIZE 1 leaves the JIT's graph optimisation on. On a DEVICE other than
+// cpu the BATCHES are taken again and again, each copied there from pinned memory while the one
+// before is computed, nobody waits for a step before the last, and with training.precision BF16
+// forward and loss run under autocast. Then, for each line "N"
 // on stdin, runs N steps and answers with one line of JSON: seconds, and the loss of each step.
 
+#include <ATen/autocast_mode.h>
 #include <malloc.h>
 #include <time.h>
 #include <torch/csrc/jit/runtime/graph_executor.h>
 #include <torch/script.h>
 #include <torch/torch.h>
+#include <torch/version.h>
 
 #include <chrono>
 #include <cstdint>
@@ -53,6 +58,41 @@ at::Tensor ToTorch(const Tensor& tensor) {
   return torch::from_blob(const_cast<void*>(tensor.data()), tensor.shape(), type).clone();
 }
 
+// libtorch's automatic mixed precision in bfloat16, while it lives.
+class Autocast {
+ public:
+  Autocast(bool on, at::DeviceType type) : on_(on), type_(type) {
+    if (!on_) return;
+    at::autocast::increment_nesting();
+    Set(true);
+  }
+  ~Autocast() {
+    if (!on_) return;
+    Set(false);
+    at::autocast::decrement_nesting();
+    at::autocast::clear_cache();
+  }
+
+ private:
+  void Set(bool on) {
+#if TORCH_VERSION_MAJOR >= 2
+    at::autocast::set_autocast_dtype(type_, at::kBFloat16);
+    at::autocast::set_autocast_enabled(type_, on);
+#else
+    if (type_ == at::kCPU) {
+      at::autocast::set_autocast_cpu_dtype(at::kBFloat16);
+      at::autocast::set_cpu_enabled(on);
+    } else {
+      at::autocast::set_autocast_gpu_dtype(at::kBFloat16);
+      at::autocast::set_enabled(on);
+    }
+#endif
+  }
+
+  const bool on_;
+  const at::DeviceType type_;
+};
+
 struct TorchBatch {
   std::vector<at::Tensor> inputs;
   at::Tensor labels;
@@ -60,10 +100,14 @@ struct TorchBatch {
 
 class BareLoop {
  public:
-  BareLoop(const JobConfig& job, const std::string& data_dir, int batches, int64_t chunk_rows)
+  BareLoop(const JobConfig& job, const std::string& data_dir, int batches, int64_t chunk_rows,
+           const std::string& device)
       : chunk_rows_(chunk_rows),
+        device_(device),
+        precision_(job.training().precision()),
         learning_rate_(job.training().optimizer().learning_rate()),
         module_(torch::jit::load(ArchivePath(job, 0))) {
+    module_.to(device_);
     module_.train();
     for (const at::Tensor& parameter : module_.parameters()) parameters_.push_back(parameter);
 
@@ -78,21 +122,44 @@ class BareLoop {
       TorchBatch made;
       for (const Tensor& input : batch.inputs) made.inputs.push_back(ToTorch(input));
       made.labels = ToTorch(batch.labels).flatten();
+      if (!device_.is_cpu()) {
+        for (at::Tensor& input : made.inputs) input = input.pin_memory();
+        made.labels = made.labels.pin_memory();
+      }
       batches_.push_back(std::move(made));
     }
     for (const RecurrentState& state : job.model().states()) {
       std::vector<int64_t> shape(state.shape().begin(), state.shape().end());
       for (int64_t& dimension : shape) dimension = dimension < 0 ? size : dimension;
-      states_.push_back(torch::zeros(shape));
+      states_.push_back(torch::zeros(shape, device_));
     }
   }
 
-  double Step() {
+  std::vector<double> Run(int steps) {
+    std::vector<at::Tensor> losses;
+    for (int i = 0; i < steps; ++i) {
+      losses.push_back(Step());
+      if (device_.is_cpu()) losses.back() = losses.back().clone();
+    }
+    std::vector<double> values;
+    for (const at::Tensor& loss : losses) values.push_back(loss.item<double>());
+    return values;
+  }
+
+ private:
+  at::Tensor Step() {
+    if (next_ >= batches_.size() && !device_.is_cpu()) next_ = 0;
     if (next_ >= batches_.size()) {
       std::fprintf(stderr, "bare_loop: no more than %zu batches\n", batches_.size());
       std::exit(1);
     }
-    const TorchBatch& batch = batches_[next_++];
+    TorchBatch batch = batches_[next_++];
+    if (!device_.is_cpu()) {
+      for (at::Tensor& input : batch.inputs) input = input.to(device_, /*non_blocking=*/true);
+      batch.labels = batch.labels.to(device_, /*non_blocking=*/true);
+    }
+    // As long as the loss is computed.
+    auto mixed = std::make_unique<Autocast>(precision_ == BF16, device_.type());
     std::vector<torch::jit::IValue> arguments;
     for (const at::Tensor& input : batch.inputs) arguments.emplace_back(input);
     for (const at::Tensor& state : states_) arguments.emplace_back(state);
@@ -118,17 +185,19 @@ class BareLoop {
     } else {
       loss = torch::nn::functional::cross_entropy(logits, batch.labels);
     }
+    mixed.reset();
     for (at::Tensor& parameter : parameters_) parameter.mutable_grad().reset();
     loss.backward();
     torch::NoGradGuard no_grad;
     for (at::Tensor& parameter : parameters_) {
       if (parameter.grad().defined()) parameter.add_(parameter.grad(), -learning_rate_);
     }
-    return loss.item<double>();
+    return loss.detach();
   }
 
- private:
   const int64_t chunk_rows_;
+  const at::Device device_;
+  const Precision precision_;
   const double learning_rate_;
   torch::jit::Module module_;
   std::vector<at::Tensor> parameters_;
@@ -138,8 +207,8 @@ class BareLoop {
 };
 
 int Main(int argc, char** argv) {
-  if (argc != 6) {
-    std::fprintf(stderr, "usage: bare_loop JOB DATA_DIR BATCHES CHUNK_ROWS OPTIMIZE\n");
+  if (argc != 6 && argc != 7) {
+    std::fprintf(stderr, "usage: bare_loop JOB DATA_DIR BATCHES CHUNK_ROWS OPTIMIZE [DEVICE]\n");
     return 2;
   }
   // As the product does: with malloc's defaults large tensors fault in anew on every call.
@@ -148,16 +217,16 @@ int Main(int argc, char** argv) {
   at::set_num_threads(1);
   at::set_num_interop_threads(1);
   torch::jit::setGraphExecutorOptimize(std::atoi(argv[5]) != 0);
-  BareLoop loop(Must(LoadJob(argv[1])), argv[2], std::atoi(argv[3]), std::atoi(argv[4]));
+  BareLoop loop(Must(LoadJob(argv[1])), argv[2], std::atoi(argv[3]), std::atoi(argv[4]),
+                argc == 7 ? argv[6] : "cpu");
   std::printf("{\"ready\": true}\n");
   std::fflush(stdout);
 
   int steps = 0;
   while (std::cin >> steps) {
-    std::vector<double> losses;
     const double cpu = ProcessorSeconds();
     const auto start = std::chrono::steady_clock::now();
-    for (int i = 0; i < steps; ++i) losses.push_back(loop.Step());
+    const std::vector<double> losses = loop.Run(steps);
     const std::chrono::duration<double> spent = std::chrono::steady_clock::now() - start;
     const nlohmann::json answer = {{"seconds", spent.count()},
                                    {"processor_seconds", ProcessorSeconds() - cpu},

@@ -11,7 +11,7 @@ absl::StatusOr<std::unique_ptr<BareProcess>> BareProcess::Start(const Options& o
       std::unique_ptr<PipedProcess> process,
       PipedProcess::Start(
           {options.binary, options.job, options.data_dir, absl::StrCat(options.batches),
-           absl::StrCat(options.chunk_rows), options.optimize_graph ? "1" : "0"},
+           absl::StrCat(options.chunk_rows), options.optimize_graph ? "1" : "0", options.device},
           options.core));
   return std::unique_ptr<BareProcess>(new BareProcess(std::move(process)));
 }

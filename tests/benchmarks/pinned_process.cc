@@ -26,7 +26,7 @@ absl::StatusOr<ChildProcess> StartPinned(const std::vector<std::string>& argv,
   // A child begins where its parent is.
   CODISTILL_RETURN_IF_ERROR(core == kAnyCore ? Unpin() : PinToCore(core));
   absl::StatusOr<ChildProcess> child = ChildProcess::Start(argv, ready_file + ".log");
-  CODISTILL_RETURN_IF_ERROR(PinToCore(own_core));
+  CODISTILL_RETURN_IF_ERROR(own_core == kAnyCore ? Unpin() : PinToCore(own_core));
   CODISTILL_RETURN_IF_ERROR(child.status());
   for (const absl::Time end = absl::Now() + kStartLimit; access(ready_file.c_str(), R_OK) != 0;) {
     if (child->Poll() || absl::Now() > end) {
@@ -58,8 +58,8 @@ absl::StatusOr<std::unique_ptr<PipedProcess>> PipedProcess::Start(
     dup2(from[1], STDOUT_FILENO);
     cpu_set_t cores;
     CPU_ZERO(&cores);
-    CPU_SET(core, &cores);
-    if (sched_setaffinity(0, sizeof(cores), &cores) != 0) _exit(126);
+    CPU_SET(core == kAnyCore ? 0 : core, &cores);
+    if (core != kAnyCore && sched_setaffinity(0, sizeof(cores), &cores) != 0) _exit(126);
     execv(argv[0], argv.data());
     _exit(127);
   }

@@ -19,7 +19,7 @@ namespace codistill {
 inline constexpr int kAnyCore = -1;
 
 // Starts `binary` on one core, with its log beside `ready_file`, and waits until it has written
-// that file. The calling thread's own core is restored to `own_core`.
+// that file. The calling thread's own core is restored to `own_core` (or kAnyCore).
 absl::StatusOr<ChildProcess> StartPinned(const std::vector<std::string>& argv,
                                          const std::string& ready_file, int core, int own_core);
 
@@ -27,7 +27,7 @@ absl::StatusOr<ChildProcess> StartPinned(const std::vector<std::string>& argv,
 // JSON for each answer. Computes only while it is asked.
 class PipedProcess {
  public:
-  // OK once it has said its first line.
+  // OK once it has said its first line. `core` may be kAnyCore.
   static absl::StatusOr<std::unique_ptr<PipedProcess>> Start(const std::vector<std::string>& args,
                                                              int core);
   ~PipedProcess();  // ends it

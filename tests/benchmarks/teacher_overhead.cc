@@ -16,7 +16,6 @@
 // output is a JSON object.
 
 #include <sched.h>
-#include <signal.h>
 
 #include <algorithm>
 #include <cmath>
@@ -29,12 +28,10 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/strip.h"
-#include "common/base/file.h"
 #include "common/base/status.h"
-#include "control/child_process.h"
 #include "nlohmann/json.hpp"
+#include "tests/benchmarks/canned_server.h"
 #include "tests/benchmarks/harness.h"
-#include "tests/benchmarks/server_group.h"
 #include "tests/benchmarks/worker_overhead_jobs.h"
 #include "tests/benchmarks/worker_side.h"
 #include "tests/integration/job_harness.h"
@@ -48,7 +45,6 @@ constexpr double kTurnSeconds = 2;
 constexpr int kMinTurnSteps = 5;
 constexpr int kMaxSteps = 600;     // of the text
 constexpr double kSlowSteps = 20;  // how many of the student's steps the slow teacher takes
-constexpr char kServer[] = "tests/benchmarks/canned_inference_server";
 
 struct Plan {
   std::string name;
@@ -57,55 +53,16 @@ struct Plan {
   int rounds = 10;
 };
 
-class CannedServer {
- public:
-  static absl::StatusOr<std::unique_ptr<CannedServer>> Start(const std::string& outputs,
-                                                             double sleep_seconds) {
-    auto server = std::make_unique<CannedServer>();
-    const std::string ready = NewDirectory("canned") + "/ready.json";
-    CODISTILL_ASSIGN_OR_RETURN(
-        server->process_,
-        StartPinned({RunfilesPath(kServer), absl::StrCat("--outputs=", outputs),
-                     absl::StrCat("--sleep_ms=", std::llround(sleep_seconds * 1000)),
-                     absl::StrCat("--ready_file=", ready)},
-                    ready, kServerCore, kServerCore));
-    CODISTILL_ASSIGN_OR_RETURN(const std::string text, ReadFile(ready, 1 << 16));
-    server->address_ = nlohmann::json::parse(text).value("address", "");
-    return server;
-  }
-  ~CannedServer() {
-    process_.Signal(SIGKILL);
-    while (process_.running() && !process_.Poll()) absl::SleepFor(absl::Milliseconds(5));
-  }
-  const std::string& address() const { return address_; }
-
- private:
-  ChildProcess process_;
-  std::string address_;
-};
-
-// `job` with a teacher at `address`, asked as our own servers are.
-JobConfig Taught(JobConfig job, const std::string& name, const std::string& address) {
-  job.set_name(absl::StrCat(job.name(), "-", name));
-  TeacherConfig* teacher = job.add_teachers();
-  teacher->set_name("canned");
-  teacher->mutable_external()->set_codistill_server(true);
-  teacher->add_prediction_servers()->set_address(address);
-  job.mutable_codistillation()->set_enabled(true);
-  job.mutable_codistillation()->set_on_teacher_loss(CodistillationConfig::SKIP);
-  // A slow teacher is to be slow, not to fail: questions of recurrent models outlive their steps.
-  job.mutable_codistillation()->set_request_timeout_ms(600000);
-  return job;
-}
-
 absl::StatusOr<Json> Measure(const Plan& plan, const JobConfig& job, const std::string& data_dir) {
   WorkerSide alone(job);
   CODISTILL_RETURN_IF_ERROR(alone.Start(data_dir));
   CODISTILL_ASSIGN_OR_RETURN(const Turn first, alone.Run(kMinTurnSteps));
   const double step_seconds = first.seconds / kMinTurnSteps;
-  CODISTILL_ASSIGN_OR_RETURN(const auto fast_server, CannedServer::Start(plan.outputs, 0));
-  CODISTILL_ASSIGN_OR_RETURN(const auto slow_server,
-                             CannedServer::Start(plan.outputs, kSlowSteps * step_seconds));
+  CODISTILL_ASSIGN_OR_RETURN(const auto fast_server,
+                             CannedServer::Start(plan.outputs, 0, kServerCore));
+  CODISTILL_ASSIGN_OR_RETURN(
+      const auto slow_server,
+      CannedServer::Start(plan.outputs, kSlowSteps * step_seconds, kServerCore));
   WorkerSide taught(Taught(job, "taught", fast_server->address()));
   CODISTILL_RETURN_IF_ERROR(taught.Start(data_dir));
   WorkerSide ignored(Taught(job, "ignored", slow_server->address()));

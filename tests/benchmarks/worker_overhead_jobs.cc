@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -47,27 +48,41 @@ void AddOption(const std::string& key, const std::string& value, JobConfig* job)
 }
 
 // A colour and a stripe direction of its class, under noise.
-absl::Status WriteImage(const std::string& path, int label, RandomStream* random) {
-  std::vector<uint8_t> pixels(kSide * kSide * 3);
-  for (int y = 0; y < kSide; ++y) {
-    for (int x = 0; x < kSide; ++x) {
+absl::Status WriteImage(const std::string& path, int label, int side, RandomStream* random) {
+  std::vector<uint8_t> pixels(static_cast<size_t>(side) * side * 3);
+  for (int y = 0; y < side; ++y) {
+    for (int x = 0; x < side; ++x) {
       const double angle = label * M_PI / kClasses;
       const double wave = std::sin((x * std::cos(angle) + y * std::sin(angle)) * 0.7);
       for (int c = 0; c < 3; ++c) {
         const double base = 128 + 30 * wave + 20 * std::cos(label * (c + 1));
         const double value = base + 40 * random->Normal();
-        pixels[(y * kSide + x) * 3 + c] =
+        pixels[(static_cast<size_t>(y) * side + x) * 3 + c] =
             static_cast<uint8_t>(std::min(255.0, std::max(0.0, value)));
       }
     }
   }
   png_image image = {};
   image.version = PNG_IMAGE_VERSION;
-  image.width = kSide;
-  image.height = kSide;
+  image.width = side;
+  image.height = side;
   image.format = PNG_FORMAT_RGB;
+  image.flags = PNG_IMAGE_FLAG_FAST;  // to be read fast, too
   if (png_image_write_to_file(&image, path.c_str(), 0, pixels.data(), 0, nullptr) == 0) {
     return absl::InternalError(absl::StrCat(path, ": ", image.message));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status WriteImages(const std::string& data_dir, int images_of_a_class, int side) {
+  RandomStream random(20);
+  for (int label = 0; label < kClasses; ++label) {
+    const std::string folder = absl::StrCat(data_dir, "/images/class", label);
+    CODISTILL_RETURN_IF_ERROR(FileSystem::Real()->MakeDirs(folder));
+    for (int i = 0; i < images_of_a_class; ++i) {
+      CODISTILL_RETURN_IF_ERROR(
+          WriteImage(absl::StrCat(folder, "/", 1000 + i, ".png"), label, side, &random));
+    }
   }
   return absl::OkStatus();
 }
@@ -75,15 +90,7 @@ absl::Status WriteImage(const std::string& path, int label, RandomStream* random
 }  // namespace
 
 absl::StatusOr<JobConfig> ResNet20Job(const std::string& data_dir) {
-  RandomStream random(20);
-  for (int label = 0; label < kClasses; ++label) {
-    const std::string folder = absl::StrCat(data_dir, "/images/class", label);
-    CODISTILL_RETURN_IF_ERROR(FileSystem::Real()->MakeDirs(folder));
-    for (int i = 0; i < kImagesOfAClass; ++i) {
-      CODISTILL_RETURN_IF_ERROR(
-          WriteImage(absl::StrCat(folder, "/", 1000 + i, ".png"), label, &random));
-    }
-  }
+  CODISTILL_RETURN_IF_ERROR(WriteImages(data_dir, kImagesOfAClass, kSide));
   JobConfig job = OneWorker("resnet20", 64, 0.01);
   job.mutable_model()->mutable_export_()->set_module("resnet");
   AddOption("depth", "20", &job);
@@ -93,6 +100,32 @@ absl::StatusOr<JobConfig> ResNet20Job(const std::string& data_dir) {
   for (const int d : {3, kSide, kSide}) input->add_shape(d);
   job.mutable_model()->set_num_outputs(kClasses);
   job.mutable_data()->mutable_train()->mutable_image()->add_files("images");
+  return job;
+}
+
+absl::StatusOr<JobConfig> ResNet50Job(const std::string& data_dir, int side, int batch,
+                                      const std::string& device) {
+  // Two batches of the usual size, which the page cache keeps.
+  CODISTILL_RETURN_IF_ERROR(WriteImages(data_dir, std::max(2 * batch / kClasses, 2), side));
+  JobConfig job = OneWorker("resnet50", batch, 0.01);
+  job.mutable_groups(0)->add_devices(device);
+  job.mutable_training()->set_precision(BF16);
+  // Images are decoded beside the GPU's work.
+  job.mutable_training()->set_worker_threads(
+      std::max(1, static_cast<int>(std::thread::hardware_concurrency()) - 3));
+  job.mutable_training()->set_server_threads(2);
+  job.mutable_model()->mutable_export_()->set_module("resnet");
+  AddOption("layout", "large", &job);
+  AddOption("depth", "50", &job);
+  AddOption("num_classes", absl::StrCat(kClasses), &job);
+  ModelInput* input = job.mutable_model()->add_inputs();
+  input->set_name("image");
+  for (const int d : {3, side, side}) input->add_shape(d);
+  job.mutable_model()->set_num_outputs(kClasses);
+  ImageConfig* images = job.mutable_data()->mutable_train()->mutable_image();
+  images->add_files("images");
+  images->set_height(side);
+  images->set_width(side);
   return job;
 }
 

@@ -47,19 +47,23 @@ absl::StatusOr<double> ProcessorSeconds(pid_t pid) {
 }  // namespace
 
 absl::Status WorkerSide::Start(const std::string& data_dir) {
-  const std::string scripts = NewDirectory("pinned");
   const BinaryPaths built = RunfilesBinaries();
-  BinaryPaths pinned = built;
-  CODISTILL_ASSIGN_OR_RETURN(pinned.parameter_server,
-                             Pinned(scripts, built.parameter_server, kServerCore));
-  CODISTILL_ASSIGN_OR_RETURN(pinned.worker, Pinned(scripts, built.worker, kWorkerCore));
-  harness_.set_binaries(pinned);
+  BinaryPaths binaries = built;
+  if (pinned_) {
+    const std::string scripts = NewDirectory("pinned");
+    CODISTILL_ASSIGN_OR_RETURN(binaries.parameter_server,
+                               Pinned(scripts, built.parameter_server, kServerCore));
+    CODISTILL_ASSIGN_OR_RETURN(binaries.worker, Pinned(scripts, built.worker, kWorkerCore));
+  }
+  harness_.set_binaries(binaries);
   harness_.set_data_dir(data_dir);
   CODISTILL_RETURN_IF_ERROR(harness_.Start());
-  CODISTILL_RETURN_IF_ERROR(
-      CheckPinned(harness_.member("alpha.shard.0").process.pid(), kServerCore));
-  CODISTILL_RETURN_IF_ERROR(
-      CheckPinned(harness_.member("alpha.worker.0").process.pid(), kWorkerCore));
+  if (pinned_) {
+    CODISTILL_RETURN_IF_ERROR(
+        CheckPinned(harness_.member("alpha.shard.0").process.pid(), kServerCore));
+    CODISTILL_RETURN_IF_ERROR(
+        CheckPinned(harness_.member("alpha.worker.0").process.pid(), kWorkerCore));
+  }
   CODISTILL_RETURN_IF_ERROR(harness_.WaitForStep(0, 2 * kWarmSteps));
   return Rest();
 }

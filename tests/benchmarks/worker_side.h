@@ -27,7 +27,8 @@ struct Turn {
 // except while it is measured.
 class WorkerSide {
  public:
-  explicit WorkerSide(const JobConfig& job) : harness_(job) {}
+  // `pinned`: else they may run on every core.
+  explicit WorkerSide(const JobConfig& job, bool pinned = true) : pinned_(pinned), harness_(job) {}
 
   // Starts the daemons and trains at least 2 * kWarmSteps steps.
   absl::Status Start(const std::string& data_dir);
@@ -49,6 +50,7 @@ class WorkerSide {
   absl::Status Rest();
   absl::Status ReadHistory();
 
+  const bool pinned_;
   JobHarness harness_;
   std::map<int64_t, double> losses_;
   std::map<int64_t, double> seconds_;  // when each step was committed
