@@ -5,8 +5,8 @@
 //
 // JOB is a resolved job file; the batches of its first group's first BATCHES steps are made before
 // anything is timed. CHUNK_ROWS > 0 takes the loss over so many rows at a time (a smaller piece
-// stays in the cache); OPTIMIZE 1 leaves the JIT's graph optimisation on. On a DEVICE other than
-// cpu the BATCHES are taken again and again, each copied there from pinned memory while the one
+// stays in the cache); OPTIMIZE 1 leaves the JIT's graph optimisation on. With a DEVICE
+// the BATCHES are taken again and again, each copied there from pinned memory while the one
 // before is computed, nobody waits for a step before the last, and with training.precision BF16
 // forward and loss run under autocast. Then, for each line "N"
 // on stdin, runs N steps and answers with one line of JSON: seconds, and the loss of each step.
@@ -103,7 +103,8 @@ class BareLoop {
   BareLoop(const JobConfig& job, const std::string& data_dir, int batches, int64_t chunk_rows,
            const std::string& device)
       : chunk_rows_(chunk_rows),
-        device_(device),
+        device_(device.empty() ? "cpu" : device),
+        again_(!device.empty()),
         precision_(job.training().precision()),
         learning_rate_(job.training().optimizer().learning_rate()),
         module_(torch::jit::load(ArchivePath(job, 0))) {
@@ -148,7 +149,7 @@ class BareLoop {
 
  private:
   at::Tensor Step() {
-    if (next_ >= batches_.size() && !device_.is_cpu()) next_ = 0;
+    if (next_ >= batches_.size() && again_) next_ = 0;
     if (next_ >= batches_.size()) {
       std::fprintf(stderr, "bare_loop: no more than %zu batches\n", batches_.size());
       std::exit(1);
@@ -197,6 +198,7 @@ class BareLoop {
 
   const int64_t chunk_rows_;
   const at::Device device_;
+  const bool again_;
   const Precision precision_;
   const double learning_rate_;
   torch::jit::Module module_;
@@ -218,7 +220,7 @@ int Main(int argc, char** argv) {
   at::set_num_interop_threads(1);
   torch::jit::setGraphExecutorOptimize(std::atoi(argv[5]) != 0);
   BareLoop loop(Must(LoadJob(argv[1])), argv[2], std::atoi(argv[3]), std::atoi(argv[4]),
-                argc == 7 ? argv[6] : "cpu");
+                argc == 7 ? argv[6] : "");
   std::printf("{\"ready\": true}\n");
   std::fflush(stdout);
 

@@ -7,12 +7,15 @@
 namespace codistill {
 
 absl::StatusOr<std::unique_ptr<BareProcess>> BareProcess::Start(const Options& options) {
-  CODISTILL_ASSIGN_OR_RETURN(
-      std::unique_ptr<PipedProcess> process,
-      PipedProcess::Start(
-          {options.binary, options.job, options.data_dir, absl::StrCat(options.batches),
-           absl::StrCat(options.chunk_rows), options.optimize_graph ? "1" : "0", options.device},
-          options.core));
+  std::vector<std::string> args = {options.binary,
+                                   options.job,
+                                   options.data_dir,
+                                   absl::StrCat(options.batches),
+                                   absl::StrCat(options.chunk_rows),
+                                   options.optimize_graph ? "1" : "0"};
+  if (!options.device.empty()) args.push_back(options.device);
+  CODISTILL_ASSIGN_OR_RETURN(std::unique_ptr<PipedProcess> process,
+                             PipedProcess::Start(args, options.core));
   return std::unique_ptr<BareProcess>(new BareProcess(std::move(process)));
 }
 

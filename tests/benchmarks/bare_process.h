@@ -23,7 +23,7 @@ class BareProcess {
     int batches = 0;     // steps it can run in all
     int chunk_rows = 0;  // of the loss; 0 = all at once
     bool optimize_graph = false;
-    std::string device = "cpu";
+    std::string device;  // empty: the CPU, and each batch is taken once
   };
   // OK once it has its batches.
   static absl::StatusOr<std::unique_ptr<BareProcess>> Start(const Options& options);
