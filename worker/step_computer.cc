@@ -110,11 +110,17 @@ StepComputer::Result StepComputer::Compute(const GroupSession& session,
         hand->push = session.tensors->StartPush(HeaderOf(session, assignment, weights->version),
                                                 PushDeadline());
         push = hand->push.get();
-        PushBuffers(push);
+        // Those of a device are on their way while it computes the backward pass.
+        if (options_.model->device() == kHostDevice) PushBuffers(push);
         return [push](int index, const float* data, std::shared_ptr<const void> owner) {
           push->AddGradient(index, data, std::move(owner));
         };
       });
+  if (loss.ok() && options_.model->device() != kHostDevice) {
+    const absl::Status here = options_.model->AwaitBuffers();
+    if (!here.ok()) loss = here;
+    if (here.ok()) PushBuffers(push);
+  }
   if (loss.ok() && embedded != nullptr) PushRows(*embedded, push);
   watch.Lap(WorkerProgress::kCompute);
   if (!loss.ok()) {
@@ -252,8 +258,6 @@ absl::StatusOr<const TeacherPredictions*> StepComputer::TakePredictions(StepInHa
 }
 
 void StepComputer::PushBuffers(PushStream* push) {
-  // A device that does not give them back fails the backward pass too, which tells of it.
-  if (!options_.model->AwaitBuffers().ok()) return;
   for (int index : buffers_) {
     const TensorView& view = options_.model->storage()[index];
     // A copy: the next pull writes into the model while gRPC may still hold these bytes.
