@@ -22,6 +22,8 @@
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "common/base/parallel.h"
 #include "common/base/random.h"
 #include "common/base/status.h"
@@ -186,6 +188,8 @@ class LossMeasurement {
     return [threads, body = std::move(body)] {
       const absl::Status status = threads == 1 ? PinToCore(0) : Unpin();
       if (!status.ok()) std::abort();
+      // The threads of libtorch's OpenMP keep a core busy for a while after their last work.
+      absl::SleepFor(absl::Milliseconds(20));
       const double seconds = Seconds(body);
       if (!Unpin().ok()) std::abort();
       return seconds;
