@@ -56,8 +56,10 @@ struct InferenceQuestion {
 grpc::ByteBuffer EncodeQuestion(const InferenceQuestion& question);
 
 struct InferenceAnswer {
-  Tensor logits;               // [rows, num_outputs] fp32; empty where
-  TopKPrediction top_k;        // was asked for
+  // [rows, num_outputs], fp32 or, as they came, DT_HALF or DT_BFLOAT16; empty where top_k was asked
+  // for.
+  Tensor logits;
+  TopKPrediction top_k;
   std::vector<Tensor> states;  // by index in config.states
   // Of the weights that answered and of their group; 0 where the server does not say (servers that
   // are not ours: a frozen teacher has no steps).
@@ -70,7 +72,7 @@ struct InferenceAnswer {
 
 // Parses an answer to `question`: output "logits" with rows x num_outputs values, or the top-k
 // outputs, in the format that was asked for, and every recurrent state by name. Copies each tensor
-// once, 16-bit floats and scaled integers as fp32. INVALID_ARGUMENT names the output that is
+// once, logits in 16-bit floats as they are, scaled integers and 16-bit top-k values as fp32. INVALID_ARGUMENT names the output that is
 // missing or has another type, shape or length than it must, or the row of top-k that is no
 // distribution.
 absl::StatusOr<InferenceAnswer> DecodeAnswer(grpc::ByteBuffer* buffer,

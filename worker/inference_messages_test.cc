@@ -89,8 +89,16 @@ class InferenceMessagesTest : public ::testing::Test {
 };
 
 std::vector<float> Values(const Tensor& tensor) {
-  const auto values = tensor.As<float>();
-  return {values.begin(), values.end()};
+  std::vector<float> values(tensor.elements());
+  const auto* const narrow = static_cast<const uint16_t*>(tensor.data());
+  if (tensor.dtype() == DT_HALF) {
+    FromFloat16(narrow, values.size(), values.data());
+  } else if (tensor.dtype() == DT_BFLOAT16) {
+    FromBfloat16(narrow, values.size(), values.data());
+  } else {
+    values.assign(tensor.As<float>().begin(), tensor.As<float>().end());
+  }
+  return values;
 }
 
 TEST_F(InferenceMessagesTest, AsksForWhatTheJobSays) {
@@ -118,7 +126,7 @@ TEST_F(InferenceMessagesTest, AsksForWhatTheJobSays) {
   EXPECT_EQ(Asked().parameters_size(), 0);  // not everybody knows these
 }
 
-TEST_F(InferenceMessagesTest, LogitsOfEveryTypeBecomeFloats) {
+TEST_F(InferenceMessagesTest, LogitsAreTakenAsTheyAreButForIntegers) {
   std::vector<float> logits;
   std::vector<uint16_t> halves, bfloats;
   std::vector<int8_t> integers;
@@ -134,11 +142,13 @@ TEST_F(InferenceMessagesTest, LogitsOfEveryTypeBecomeFloats) {
   response_.Clear();
   question_.format.dtype = DT_HALF;
   Add("logits", "FP16", {kRows, kClasses}, halves);
+  EXPECT_EQ(Decode()->logits.dtype(), DT_HALF);
   EXPECT_EQ(Values(Decode()->logits), logits);  // all are halves
 
   response_.Clear();
   question_.format.dtype = DT_BFLOAT16;
   Add("logits", "BF16", {1, kRows, kClasses}, bfloats);
+  EXPECT_EQ(Decode()->logits.dtype(), DT_BFLOAT16);
   const std::vector<float> widened = Values(Decode()->logits);
   for (size_t i = 0; i < logits.size(); ++i) EXPECT_EQ(widened[i], FromBfloat16(bfloats[i]));
 

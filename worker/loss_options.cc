@@ -44,6 +44,15 @@ LossOptions LossOptionsOf(const JobConfig& job) {
   return options;
 }
 
+DenseTeacher DenseTeacherOf(const Tensor& logits) {
+  DenseTeacher teacher;
+  teacher.values = logits.data();
+  teacher.format = logits.dtype() == DT_HALF       ? NumberFormat::kFloat16
+                   : logits.dtype() == DT_BFLOAT16 ? NumberFormat::kBfloat16
+                                                   : NumberFormat::kFloat32;
+  return teacher;
+}
+
 TopKTeacher TopKTeacherOf(const TopKPrediction& prediction) {
   TopKTeacher teacher;
   teacher.index = prediction.index.As<int32_t>().data();

@@ -14,7 +14,9 @@ LossOptions LossOptionsOf(const JobConfig& job);
 // there either.
 LossOptions LabelLossOptionsOf(const JobConfig& job);
 
-// A teacher as the kernel takes it; valid as long as the prediction.
+// Teachers as the kernel takes them; valid as long as what they are made of. `logits`: fp32, or in
+// 16 bits as they came.
+DenseTeacher DenseTeacherOf(const Tensor& logits);
 TopKTeacher TopKTeacherOf(const TopKPrediction& prediction);
 
 }  // namespace codistill

@@ -168,6 +168,12 @@ absl::StatusOr<Tensor> OutputReader::PredictionsAsGiven(const std::string& name,
 absl::StatusOr<Tensor> OutputReader::Logits(int64_t rows, int64_t classes, DataType wire) const {
   CODISTILL_ASSIGN_OR_RETURN(const int index, Find(kLogits));
   CODISTILL_RETURN_IF_ERROR(CheckFlatShape(index, rows, classes));
+  if (wire == DT_HALF || wire == DT_BFLOAT16) {
+    CODISTILL_RETURN_IF_ERROR(CheckContents(index, wire, rows * classes));
+    Tensor narrow = Tensor::Allocate(wire, {rows, classes});
+    payload_.CopyTo(index, narrow.data());
+    return narrow;
+  }
   Tensor tensor = Tensor::Allocate(DT_FLOAT, {rows, classes});
   if (wire != DT_INT8) {
     CODISTILL_RETURN_IF_ERROR(ReadFloats(index, wire, &tensor));

@@ -38,8 +38,8 @@ class OutputReader {
   absl::StatusOr<Tensor> PredictionsAsGiven(const std::string& name, int64_t rows,
                                             int64_t classes) const;
 
-  // Logits of a server of ours as fp32 [rows, classes], in any such shape; as DT_INT8 with their
-  // scales.
+  // Logits of a server of ours as [rows, classes], in any such shape: as they are, DT_INT8 times
+  // their scales as fp32.
   absl::StatusOr<Tensor> Logits(int64_t rows, int64_t classes, DataType wire) const;
 
   // The k likeliest classes of each row and the tail, all values checked: what the loss would

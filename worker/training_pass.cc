@@ -148,7 +148,7 @@ absl::StatusOr<TrainingPass::PartLoss> TrainingPass::BeginLoss(
   std::vector<TopKTeacher> topk_teachers;
   if (predictions != nullptr) {
     for (const Tensor& all : predictions->logits) {
-      teachers.emplace_back().values = rows_of(all).As<float>().data();
+      teachers.push_back(DenseTeacherOf(rows_of(all)));
     }
     for (const TopKPrediction& all : predictions->top_k) {
       topk_teachers.push_back(TopKTeacherOf(rows_of(all)));

@@ -8,6 +8,8 @@
 #include <vector>
 
 #include "common/model/test_archive.h"
+#include "common/tensor/bfloat16.h"
+#include "common/tensor/float16.h"
 #include "gmock/gmock.h"
 #include "google/protobuf/text_format.h"
 #include "gtest/gtest.h"
@@ -392,6 +394,28 @@ TEST(TrainingPassTest, IgnoredLabelsCountForNothing) {
     for (const auto& [name, gradient] : want.gradients) {
       ExpectNear(got.gradients.at(name), gradient, name);
     }
+  }
+}
+
+TEST(TrainingPassTest, TeachersInSixteenBitsAreTakenAsTheyAre) {
+  Problem narrow = Classifier();
+  Problem wide = narrow;
+  for (int t = 0; t < 2; ++t) {
+    Tensor& logits = wide.predictions.logits[t];
+    Tensor& halves = narrow.predictions.logits[t];
+    halves = Tensor::Allocate(t == 0 ? DT_HALF : DT_BFLOAT16, logits.shape());
+    auto* const bits = static_cast<uint16_t*>(halves.data());
+    for (int64_t i = 0; i < logits.elements(); ++i) {
+      float& value = logits.As<float>()[i];
+      bits[i] = t == 0 ? ToFloat16(value) : ToBfloat16(value);
+      value = t == 0 ? FromFloat16(bits[i]) : FromBfloat16(bits[i]);
+    }
+  }
+  for (const int parts : {1, 4}) {
+    const Outcome want = Worker(wide, parts).Run(wide), got = Worker(narrow, parts).Run(narrow);
+    ASSERT_TRUE(got.status.ok()) << got.status;
+    EXPECT_TRUE(got.result.used_teacher);
+    EXPECT_EQ(got.gradients, want.gradients);
   }
 }
 

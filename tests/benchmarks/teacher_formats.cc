@@ -218,8 +218,9 @@ class Measurement {
       tally.sum_whole += cosines.whole;
       tally.sum_row_mean += cosines.row_mean;
       if (formats[f].format.top_k == 0) {
-        tally.divergence += SumOfDivergences(
-            teacher_logits, exchange.answer.logits.As<float>().data(), batch.rows, classes);
+        tally.divergence +=
+            SumOfDivergences(teacher_logits, Widened(exchange.answer.logits).As<float>().data(),
+                             batch.rows, classes);
       } else if (formats[f].name == "topk64") {
         for (float tail : exchange.answer.top_k.tail.As<float>()) tail_ += tail;
       }

@@ -5,6 +5,8 @@
 #include <utility>
 
 #include "common/base/status.h"
+#include "common/tensor/bfloat16.h"
+#include "common/tensor/float16.h"
 #include "predserver/inference_codec.h"
 #include "predserver/output_format.h"
 #include "predserver/request_check.h"
@@ -48,6 +50,16 @@ absl::StatusOr<TeacherExchange> AskAndAnswer(const std::shared_ptr<const ModelCo
   return exchange;
 }
 
+Tensor Widened(const Tensor& logits) {
+  if (logits.dtype() == DT_FLOAT) return logits;
+  Tensor wide = Tensor::Allocate(DT_FLOAT, logits.shape());
+  const auto* const narrow = static_cast<const uint16_t*>(logits.data());
+  const auto n = static_cast<size_t>(logits.elements());
+  float* const to = wide.As<float>().data();
+  logits.dtype() == DT_HALF ? FromFloat16(narrow, n, to) : FromBfloat16(narrow, n, to);
+  return wide;
+}
+
 absl::StatusOr<std::vector<double>> PsiGradient(const LossOptions& options, LossInputs inputs,
                                                 const InferenceAnswer& teacher) {
   const int64_t elements = inputs.rows * inputs.classes;
@@ -59,7 +71,7 @@ absl::StatusOr<std::vector<double>> PsiGradient(const LossOptions& options, Loss
   DenseTeacher dense;
   TopKTeacher top_k;
   if (teacher.top_k.empty()) {
-    dense.values = teacher.logits.As<float>().data();
+    dense = DenseTeacherOf(teacher.logits);
     inputs.teachers = absl::MakeConstSpan(&dense, 1);
   } else {
     top_k = TopKTeacherOf(teacher.top_k);

@@ -40,6 +40,9 @@ absl::StatusOr<TeacherExchange> AskAndAnswer(const std::shared_ptr<const ModelCo
                                              const AnswerFormat& format, const Tensor& logits,
                                              const Model::States& states);
 
+// A teacher's logits as fp32, in whatever they came.
+Tensor Widened(const Tensor& logits);
+
 // The gradient of psi alone by the student's logits, a row at weight 1: that of phi + psi less that
 // of phi. `inputs` has logits and labels.
 absl::StatusOr<std::vector<double>> PsiGradient(const LossOptions& options, LossInputs inputs,

@@ -70,11 +70,12 @@ TEST(TeacherAnswersTest, FewerBytesTeachNearlyTheSame) {
     Seen& of = seen[format.name];
     of.bytes = static_cast<double>(exchange->response_bytes) / static_cast<double>(teacher.bytes());
     of.cosines = CosinesOf(*gradient, dense, kRows);
-    of.divergence = answer.top_k.empty()
-                        ? SumOfDivergences(teacher.As<float>().data(),
-                                           answer.logits.As<float>().data(), kRows, kClasses) /
-                              kRows
-                        : -1;
+    of.divergence =
+        answer.top_k.empty()
+            ? SumOfDivergences(teacher.As<float>().data(),
+                               Widened(answer.logits).As<float>().data(), kRows, kClasses) /
+                  kRows
+            : -1;
   }
   EXPECT_EQ(seen["fp32"].divergence, 0);
   EXPECT_NEAR(seen["fp16"].bytes, 0.5, 1e-3);
