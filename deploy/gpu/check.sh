@@ -113,32 +113,26 @@ binary_of() { # LABEL
 test_labels() { deploy/bazel.sh query 'attr("tags", "[\[ ]gpu[,\]]", tests(//...))' 2>/dev/null | sort; }
 benchmark_labels() { deploy/bazel.sh query 'filter("/benchmarks:gpu_", kind("cc_binary", //tests/benchmarks:all))' 2>/dev/null | sort; }
 
-# Builds the tests; those that want LIBTORCH are left out without it, and must not be found from an earlier build.
+# Builds the tests. Those outside cuda/ are of models, which need LIBTORCH.
 build_tests() {
-  local label binary
+  local label
   bin=$(bin_folder) || return 1
-  mapfile -t tests < <(test_labels)
-  if [ ${#tests[@]} -eq 0 ]; then
+  built=()
+  for label in $(test_labels); do
+    if [ -n "${LIBTORCH:-}" ] || [ "${label#//cuda}" != "$label" ]; then
+      built+=("$label")
+    else
+      echo "left out without LIBTORCH: $label"
+    fi
+  done
+  if [ ${#built[@]} -eq 0 ]; then
     because "bazel query finds no test with the tag gpu"
     return 1
   fi
-  for label in "${tests[@]}"; do rm -f "$(binary_of "$label")"; done
-  if ! build --keep_going --build_tests_only --build_tag_filters=gpu -- //...; then
+  if ! build "${built[@]}"; then
     because "the tests do not build"
     return 1
   fi
-  built=()
-  for label in "${tests[@]}"; do
-    binary=$(binary_of "$label")
-    if [ -x "$binary" ]; then
-      built+=("$label")
-    elif [ -z "${LIBTORCH:-}" ]; then
-      echo "left out without LIBTORCH: $label"
-    else
-      because "$label has not been built"
-      return 1
-    fi
-  done
 }
 
 # Runs a binary where its data are, at most $1 seconds. Further words before the binary are put in front of it.
