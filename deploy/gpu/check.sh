@@ -177,10 +177,10 @@ part_tests() {
   for label in "${built[@]}"; do
     name=${label##*:}
     echo "-- $label"
-    run_for 1200 "$(binary_of "$label")" "--gtest_output=json:$work/$name.json"
-    code=$?
-    # A crash leaves no file, a test that finds no GPU one in which everything is skipped.
-    if ! python3 - "$work/$name.json" "$work/figures/$name.json" "$code" <<'PYTHON'; then
+    run_for 1200 "$(binary_of "$label")" "--gtest_output=json:$work/$name.json" | tee "$work/$name.log"
+    code=${PIPESTATUS[0]}
+    # A crash leaves no file. Tests that find no GPU skip and say so; others may skip for good reasons.
+    if ! python3 - "$work/$name.json" "$work/figures/$name.json" "$code" "$work/$name.log" <<'PYTHON'; then
 import json, os, sys
 report, to, code = sys.argv[1], sys.argv[2], int(sys.argv[3])
 cases = []
@@ -191,7 +191,11 @@ skipped = [case for case in cases if case.get("result") == "SKIPPED"]
 failed = [case["name"] for case in cases if case.get("failures")]
 with open(to, "w") as file:
     json.dump({"passed": len(cases) - len(skipped) - len(failed), "failed": failed, "skipped": len(skipped), "exit_code": code}, file)
-sys.exit(1 if code != 0 or not cases or failed or skipped else 0)
+with open(sys.argv[4], errors="replace") as file:
+    no_device = any("no cuda device" in line.lower() for line in file)
+if no_device:
+    print("it finds no CUDA device")
+sys.exit(1 if code != 0 or not cases or failed or no_device or len(skipped) == len(cases) else 0)
 PYTHON
       because "$name: $(cat "$work/figures/$name.json")"
       failed=1
