@@ -276,14 +276,18 @@ struct ExpSum {
   float reference = -FLT_MAX;
   float sum = 0;
 
-  // Moves the reference if x exceeds it by more than `slack`. `other` is a sum of the same x with
-  // T = 1, or null.
-  __device__ __forceinline__ void MakeRoom(float x, float slack, float rate, float* other) {
+  // Moves the reference if x exceeds it by more than `slack`. `plain` is a sum of the same x with T
+  // = 1.
+  __device__ __forceinline__ void MakeRoom(float x, float slack, float rate, float* plain) {
     if (x > reference + slack) {
       sum *= FastExp2((reference - x) * rate);
-      if (other != nullptr) *other *= FastExp2((reference - x) * kLog2E);
+      *plain *= FastExp2((reference - x) * kLog2E);
       reference = x;
     }
+  }
+  __device__ __forceinline__ void MakeRoom(float x, float slack, float rate) {
+    float none = 0;
+    MakeRoom(x, slack, rate, &none);
   }
 
   __device__ __forceinline__ void Merge(const ExpSum& other, float rate) {

@@ -133,16 +133,16 @@ __device__ __forceinline__ float Unwarmed(float e, float d, int power) {
   return power == 2 ? square : power == 3 ? square * e : square * square;
 }
 
-// Adds this thread's elements of `numbers` to *sum and, where `plain` is not null, exp of them with
-// T = 1 to *plain, and takes the largest in *best.
+// Adds this thread's elements of `numbers` to *sum and, unless power is 1, exp of them with T = 1
+// to *plain, and takes the largest in *best.
 template <int kUnroll, typename Source>
 __device__ __forceinline__ void SumExps(const Part& part, const Source& numbers, float rate,
                                         float slack, int power, ExpSum* sum, float* plain,
                                         float* best) {
   part.Walk<kUnroll>(static_cast<int>(threadIdx.x), static_cast<int>(blockDim.x),
                      [&](auto piece, int i, int step) {
-                       constexpr int kChunks = decltype(piece)::chunks,
-                                     kWidth = decltype(piece)::width;
+                       constexpr int kChunks = decltype(piece)::chunks;
+                       constexpr int kWidth = decltype(piece)::width;
                        float x[kChunks][kWidth];
                        numbers.Load(piece, i, step, x);
                        float top = x[0][0];
@@ -151,7 +151,7 @@ __device__ __forceinline__ void SumExps(const Part& part, const Source& numbers,
 #pragma unroll
                          for (int j = 0; j < kWidth; ++j) top = fmaxf(top, x[u][j]);
                        }
-                       if (best != nullptr) *best = fmaxf(*best, top);
+                       *best = fmaxf(*best, top);
                        sum->MakeRoom(top, slack, rate, plain);
 #pragma unroll
                        for (int u = 0; u < kChunks; ++u) {
@@ -160,7 +160,7 @@ __device__ __forceinline__ void SumExps(const Part& part, const Source& numbers,
                            const float d = x[u][j] - sum->reference;
                            const float e = FastExp2(d * rate);
                            sum->sum += e;
-                           if (plain != nullptr) *plain += Unwarmed(e, d, power);
+                           if (power != 1) *plain += Unwarmed(e, d, power);
                          }
                        }
                      });
@@ -378,8 +378,7 @@ __global__ void __launch_bounds__(kMode == SoftmaxMode::kGeneral ? 512 : 1024)
     AsyncWait<0>();
   }
   __syncthreads();
-  SumExps<kFirstUnroll>(part, z, rate, slack, power, &mine.student,
-                        power == 1 ? nullptr : &mine.plain, &best);
+  SumExps<kFirstUnroll>(part, z, rate, slack, power, &mine.student, &mine.plain, &best);
   bool wrong = best > label_logit;
   if (best == label_logit) {
     // Rare but for the label's own thread: the first of the largest is wanted.
@@ -403,7 +402,8 @@ __global__ void __launch_bounds__(kMode == SoftmaxMode::kGeneral ? 512 : 1024)
       SumProbabilities<kFirstUnroll>(part, teacher, &mine.teacher.sum, &mine.least);
       mine.teacher.reference = 0;
     } else {
-      SumExps<kFirstUnroll>(part, teacher, rate, slack, 1, &mine.teacher, nullptr, nullptr);
+      float none = 0, largest = 0;
+      SumExps<kFirstUnroll>(part, teacher, rate, slack, 1, &mine.teacher, &none, &largest);
     }
   }
   const RowSums sums = MergeRow(mine, rate, parts, rank, of_warps, of_parts);
@@ -451,7 +451,7 @@ __global__ void __launch_bounds__(kMode == SoftmaxMode::kGeneral ? 512 : 1024)
             float x[1][kWidth];
             dense.MeanLogits(piece, i, step, x);
             for (int j = 0; j < kWidth; ++j) {
-              own.teacher.MakeRoom(x[0][j], slack, rate, nullptr);
+              own.teacher.MakeRoom(x[0][j], slack, rate);
               own.teacher.sum += FastExp2((x[0][j] - own.teacher.reference) * rate);
             }
           });
@@ -459,7 +459,8 @@ __global__ void __launch_bounds__(kMode == SoftmaxMode::kGeneral ? 512 : 1024)
           SumProbabilities<2>(part, teachers[k], &own.teacher.sum, &own.least);
           own.teacher.reference = 0;
         } else {
-          SumExps<kFirstUnroll>(part, teachers[k], rate, slack, 1, &own.teacher, nullptr, nullptr);
+          float none = 0, largest = 0;
+          SumExps<kFirstUnroll>(part, teachers[k], rate, slack, 1, &own.teacher, &none, &largest);
         }
         own = MergeRow(own, rate, 1, 0, of_warps, of_parts);
         if (probabilities && (own.least < 0 || fabs(own.teacher.sum - 1.0) > kCudaMassTolerance)) {
@@ -490,7 +491,7 @@ __global__ void __launch_bounds__(kMode == SoftmaxMode::kGeneral ? 512 : 1024)
               z.Load(piece, i, step, x);
               for (int j = 0; j < kWidth; ++j) {
                 if (leave_out(i + j)) continue;
-                others.teacher.MakeRoom(x[0][j], slack, rate, nullptr);
+                others.teacher.MakeRoom(x[0][j], slack, rate);
                 others.teacher.sum += FastExp2((x[0][j] - others.teacher.reference) * rate);
               }
             });
