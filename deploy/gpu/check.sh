@@ -3,26 +3,27 @@
 #
 #   deploy/gpu/check.sh [--quick] [--only PART]
 #
-#   build        builds the CUDA code, its tests and benchmarks
+#   build        installs what is missing, builds the CUDA code and its tests
 #   tests        runs every test that needs a GPU; one that finds none has failed
 #   sanitizer    runs compute-sanitizer over them: memcheck, racecheck, initcheck, synccheck
 #   benchmarks   runs tests/benchmarks/gpu_*: kernels beside the device's own copy
 #   pytorch      measures the loss beside PyTorch's (deploy/gpu/loss_pytorch.py)
+#   worker       measures a ResNet-50 worker beside libtorch alone, and what teachers cost (tests/benchmarks/device_overhead)
 #   training     trains two groups that teach one another, all on cuda:0
 #
 # --quick: fewer rounds, memcheck alone, a short training; not for figures that are told to anybody.
 # --only PART: that part alone, with what it needs built. May be given several times.
 #
-# LIBTORCH names a libtorch for CUDA (docs/gpu.md says where to get one): tests and the training of models need it and are left out, by name,
-# without. CODISTILL_PYTHON names a Python with a PyTorch for CUDA (default: python3). CUDA_HOME names the CUDA Toolkit (default:
-# /usr/local/cuda). A part whose tool is absent is skipped, by name.
+# LIBTORCH names a libtorch for CUDA (docs/gpu.md says where to get one): what computes models needs it and is left out, by name, without.
+# CODISTILL_PYTHON names a Python with a PyTorch for CUDA (default: python3). CUDA_HOME names the CUDA Toolkit (default: /usr/local/cuda). A part
+# whose tool is absent is skipped, by name.
 #
 # The last line is a JSON object with the result and the figures of every part. Exit code: 0 when nothing failed, 1 when a part did, 2 when the
 # machine lacks what all parts need, or for a wrong flag.
 set -uo pipefail
 cd "$(dirname "$(readlink -f "$0")")/../.." || exit 2
 
-all_parts="build tests sanitizer benchmarks pytorch training"
+all_parts="build tests sanitizer benchmarks pytorch worker training"
 usage() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; }
 wrong() {
   echo "check: $1" >&2
@@ -278,6 +279,27 @@ sys.exit(not torch.cuda.is_available())' >/dev/null 2>&1; then
     return 1
   fi
   keep_figures loss_pytorch "$work/pytorch.log"
+}
+
+part_worker() {
+  local label=//tests/benchmarks:device_overhead
+  [ -n "${LIBTORCH:-}" ] || {
+    skip "LIBTORCH is not set; docs/gpu.md says where to get a libtorch for CUDA"
+    return
+  }
+  bin=$(bin_folder) || return 1
+  if ! build "$label"; then
+    because "$label does not build with LIBTORCH=$LIBTORCH"
+    return 1
+  fi
+  front=()
+  # shellcheck disable=SC2086  # --quick or nothing
+  run_for 3600 "$(binary_of "$label")" --device=cuda:0 $quick | tee "$work/worker.log"
+  if [ "${PIPESTATUS[0]}" -ne 0 ]; then
+    because "device_overhead failed or did not end: $(tail -n 1 "$work/worker.log")"
+    return 1
+  fi
+  keep_figures device_overhead "$work/worker.log"
 }
 
 part_training() {

@@ -120,13 +120,13 @@ class CheckTest(unittest.TestCase):
     def test_reports_parts_that_pass_and_skips_by_name(self):
         self.machine()
         only = sum((["--only", part] for part in
-                    ["tests", "sanitizer", "benchmarks", "pytorch", "training"]), [])
+                    ["tests", "sanitizer", "benchmarks", "pytorch", "worker", "training"]), [])
         self.assertEqual(self.check(*only), 0)
         parts = self.report["parts"]
         self.assertEqual(parts["tests"]["result"], "passed")
         self.assertEqual(parts["tests"]["figures"]["good_cuda_test"]["passed"], 1)
         self.assertEqual(parts["benchmarks"]["figures"], {"gpu_one": {"figure": 7}})
-        self.assertEqual(self.report["skipped"], ["sanitizer", "pytorch", "training"])
+        self.assertEqual(self.report["skipped"], ["sanitizer", "pytorch", "worker", "training"])
         self.assertIn("compute-sanitizer", parts["sanitizer"]["reason"])
         self.assertIn("LIBTORCH is not set", parts["training"]["reason"])
         self.assertEqual(self.report["devices"], ["Made-up GPU, 1.0, 1 MiB"])
@@ -171,6 +171,15 @@ class CheckTest(unittest.TestCase):
             part = self.part("benchmarks")
             self.assertEqual(part["result"], "failed", body)
             self.assertIn("gpu_one", part["reason"])
+
+    def test_measures_a_worker_on_the_first_gpu(self):
+        self.machine()
+        self.environment["LIBTORCH"] = "/nonexistent"
+        path = "bin/tests/benchmarks/device_overhead"
+        self.program(path, "#!/bin/bash\necho \"{\\\"device\\\": \\\"$1\\\"}\"\n")
+        self.assertEqual(self.part("worker")["figures"], {"device_overhead": {"device": "--device=cuda:0"}})
+        self.program(path, "#!/bin/bash\necho 'losses do not fall'\nexit 1\n")
+        self.assertIn("losses do not fall", self.part("worker")["reason"])
 
     def test_fails_where_nothing_builds(self):
         self.machine()
