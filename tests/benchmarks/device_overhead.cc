@@ -18,6 +18,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstdio>
 #include <functional>
 #include <memory>
@@ -89,16 +90,27 @@ Arm ArmOf(WorkerSide* side) {
   };
 }
 
-// A job that trains learns; one whose numbers are wrong does not.
-absl::Status CheckLosses(const std::string& name, const WorkerSide& side) {
+// A job that trains learns; one whose numbers are wrong does not. What a few batches teach is lost
+// in their noise.
+absl::Status CheckLosses(const std::string& name, const Plan& plan, const WorkerSide& side) {
+  constexpr size_t kExamples = 10000;
   const auto& losses = side.losses();
+  std::vector<double> values;
   for (const auto& [step, loss] : losses) {
     if (!std::isfinite(loss)) {
       return absl::InternalError(absl::StrCat(name, ": the loss of step ", step, " is ", loss));
     }
   }
-  if (losses.size() < 2 || !(losses.rbegin()->second < losses.begin()->second)) {
-    return absl::InternalError(absl::StrCat(name, ": the loss does not fall"));
+  for (const auto& [step, loss] : losses) values.push_back(loss);
+  const auto quarter = static_cast<std::ptrdiff_t>(values.size() / 4);
+  if (values.size() * static_cast<size_t>(plan.batch) < kExamples || quarter == 0) {
+    return absl::OkStatus();
+  }
+  const double first = Median({values.begin(), values.begin() + quarter});
+  const double last = Median({values.end() - quarter, values.end()});
+  if (!(last < first)) {
+    return absl::InternalError(
+        absl::StrCat(name, ": the loss does not fall, from ", first, " to ", last));
   }
   return absl::OkStatus();
 }
@@ -131,7 +143,7 @@ absl::StatusOr<Json> AgainstBare(const std::string& name, const Plan& plan, cons
   };
   CODISTILL_ASSIGN_OR_RETURN(const Pair pair,
                              TakeTurns(name, plan.rounds, bare_arm, ArmOf(&worker)));
-  CODISTILL_RETURN_IF_ERROR(CheckLosses(name, worker));
+  CODISTILL_RETURN_IF_ERROR(CheckLosses(name, plan, worker));
   Json json;
   json["loss"] = 1 - MedianRatio(pair.first, pair.second);
   json["exposed_ms"] = 1e3 * (Median(pair.second) - Median(pair.first));
@@ -150,7 +162,7 @@ absl::StatusOr<Json> AgainstAlone(const std::string& name, const Plan& plan, con
   CODISTILL_ASSIGN_OR_RETURN(const WorkerCounters before, taught.Counters());
   CODISTILL_ASSIGN_OR_RETURN(const Pair pair,
                              TakeTurns(name, plan.rounds, ArmOf(&alone), ArmOf(&taught)));
-  CODISTILL_RETURN_IF_ERROR(CheckLosses(name, taught));
+  CODISTILL_RETURN_IF_ERROR(CheckLosses(name, plan, taught));
   CODISTILL_ASSIGN_OR_RETURN(const WorkerCounters after, taught.Counters());
   const int64_t used = after.teacher_used_steps() - before.teacher_used_steps();
   const int64_t missed = after.teacher_skipped_steps() - before.teacher_skipped_steps();
