@@ -1,6 +1,6 @@
 #!/bin/bash
 # Runs under ThreadSanitizer every test without gRPC and libtorch in it, and those of the servers' domain classes, which link gRPC but open no socket.
-# Further arguments go to Bazel.
+# Tests that need a GPU are left out, and emulated ones: one thread, on stacks that the sanitizer does not know. Further arguments go to Bazel.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
 
@@ -8,7 +8,8 @@ readarray -t targets < <(deploy/bazel.sh query 2>/dev/null 'kind("cc_test rule",
     except rdeps(//..., //third_party:grpc)
     except rdeps(//..., //third_party:torch)
     except attr("tags", "manual", //...)
-    except //cuda:loss_cuda_test
+    except attr("tags", "[\[ ]gpu[,\]]", //...)
+    except rdeps(//..., //cuda/testing:emulated_cuda)
   union kind("cc_test rule", //server:all)
     except rdeps(//server:all, //server:server)
     except rdeps(//..., //third_party:torch)
