@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/base/trace.h"
 #include "predserver/batch_inputs.h"
 
 namespace codistill {
@@ -23,7 +24,10 @@ class Run {
     if (LeaveOutBad(requests, usable, results)) return;
 
     const absl::Time assembled = clock_->Now();
+    TraceSpan pass("pass", "pass");
+    pass.Arg("requests", static_cast<int64_t>(requests.size())).Arg("examples", batch.examples);
     absl::StatusOr<Model::Logits> logits = model_.Predict(batch.inputs, &batch.states);
+    pass.End();
     if (logits.ok() && logits->rows % batch.examples != 0) {
       logits = absl::InternalError(
           absl::StrCat("the model gave ", logits->rows, " rows for ", batch.examples, " examples"));

@@ -6,6 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/base/fault.h"
 #include "common/base/status.h"
+#include "common/base/trace.h"
 #include "common/checkpoint/checkpoint_tensors.h"
 #include "common/checkpoint/manifest.h"
 #include "common/config/job.h"
@@ -430,6 +431,8 @@ absl::StatusOr<CommitReply> ModelShard::DoCommitSync(const CommitRequest& reques
     previous_ = store_->Live(request.step() - 1, /*exact=*/true);
   }
   FaultPoint("shard.commit.received");
+  TraceSpan update("update", "update");
+  update.Arg("step", request.step()).Arg("shard", options_.shard);
   const absl::Time begin = options_.clock->Now();
   store_->Apply({request.step(),
                  request.learning_rate(),
@@ -438,6 +441,7 @@ absl::StatusOr<CommitReply> ModelShard::DoCommitSync(const CommitRequest& reques
                  {request.norms().begin(), request.norms().end()}},
                 contributions);
   ApplyRows(request.step(), request.learning_rate(), contributions);
+  update.End();
   if (options_.on_commit) {
     options_.on_commit(absl::ToDoubleSeconds(options_.clock->Now() - begin));
   }

@@ -9,6 +9,7 @@
 #include "common/base/fault.h"
 #include "common/base/retry_after.h"
 #include "common/base/status.h"
+#include "common/base/trace.h"
 #include "common/config/job.h"
 #include "common/config/schedule.h"
 #include "glog/logging.h"
@@ -342,6 +343,8 @@ absl::StatusOr<PushReply> ModelShard::DecideAsync(const StagedPush& push, const 
     LOG(WARNING) << Name() << ": push " << begin.step() << " of rank " << begin.rank()
                  << " rejected: " << reply.message();
   }
+  TraceSpan update("update", "update");
+  update.Arg("step", next).Arg("rank", begin.rank()).Arg("shard", options_.shard);
   // Only this thread changes step_, so `next` stays right.
   const absl::Time started = options_.clock->Now();
   store_->Apply(
@@ -352,6 +355,7 @@ absl::StatusOr<PushReply> ModelShard::DecideAsync(const StagedPush& push, const 
        {}},
       contributions);
   ApplyRows(next, LearningRateAt(options_.job, next), contributions);
+  update.End();
   if (options_.on_commit) {
     options_.on_commit(absl::ToDoubleSeconds(options_.clock->Now() - started));
   }

@@ -48,6 +48,8 @@ ABSL_FLAG(std::string, device, "",
           "Where to compute: \"cpu\" or \"cuda:N\". Default: what the job says for this worker or "
           "evaluator, else cpu.");
 ABSL_FLAG(std::string, data_dir, "", "What relative file names of the data are relative to.");
+ABSL_FLAG(int64_t, decoded_images_mb, 256,
+          "Memory for images that have been decoded, so that later epochs need not.");
 ABSL_FLAG(bool, evaluate, false, "Be the job's evaluator instead of a worker.");
 ABSL_FLAG(std::string, evaluation_file, "",
           "Evaluator: where the results of the last cuts and the disagreement of the groups go, as "
@@ -165,6 +167,7 @@ absl::StatusOr<std::unique_ptr<Dataset>> Load(const JobConfig& job, bool trainin
   options.group = group;
   options.data_dir = absl::GetFlag(FLAGS_data_dir);
   options.threads = job.training().worker_threads();
+  options.decoded_image_bytes = absl::GetFlag(FLAGS_decoded_images_mb) << 20;
   CODISTILL_ASSIGN_OR_RETURN(std::unique_ptr<Dataset> dataset, CreateDataset(options));
   LOG(INFO) << (training ? "training data: " : "validation data: ") << dataset->summary();
   return dataset;

@@ -3,7 +3,15 @@
 // batches with nothing but libtorch. The two take turns; while one computes the other stands still.
 // Both must come to the same losses, step by step, or there is no figure.
 //
-//   worker_overhead [--quick]
+//   ratio       examples/s of the job over those of bare_loop
+//   ratio_lag1  the same of the job with training.weights_lag 1, whose losses are its own
+//   teacher_wait_fraction   of the steps of the job with a teacher, the archive itself, that a
+//               prediction server on core 0 computes: the part in which the training thread waits
+//               for it (on_teacher_loss WAIT: every step uses it)
+//
+//   worker_overhead [--quick] [--only=resnet20|lstm] [--trace=DIR]
+//
+// --trace: the workers leave traces there (deploy/trace_summary.py).
 //
 // The last line of the output is a JSON object.
 
@@ -23,7 +31,10 @@
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+#include "absl/strings/strip.h"
 #include "common/base/status.h"
+#include "common/config/job.h"
 #include "nlohmann/json.hpp"
 #include "tests/benchmarks/bare_process.h"
 #include "tests/benchmarks/worker_overhead_jobs.h"
@@ -119,10 +130,71 @@ absl::StatusOr<Json> CompareLosses(const std::map<int64_t, double>& worker,
   return json;
 }
 
+// `job` with weights that are a step older.
+JobConfig Lagging(JobConfig job) {
+  job.set_name(job.name() + "-lag1");
+  job.mutable_training()->set_weights_lag(1);
+  return job;
+}
+
+// `job` with the model it begins with as its teacher, at a prediction server.
+absl::StatusOr<JobConfig> Taught(JobConfig job) {
+  CODISTILL_RETURN_IF_ERROR(ExportArchives(&job));
+  job.set_name(job.name() + "-taught");
+  TeacherConfig* teacher = job.add_teachers();
+  teacher->set_name("frozen");
+  teacher->mutable_frozen()->set_archive(ArchivePath(job, 0));
+  job.mutable_groups(0)->add_teachers("frozen");
+  job.mutable_codistillation()->set_enabled(true);
+  job.mutable_codistillation()->set_on_teacher_loss(CodistillationConfig::WAIT);
+  return job;
+}
+
+// Teachers are waited for so long, as a part of the steps' time.
+absl::StatusOr<Json> MeasureTeacher(const Plan& plan, const JobConfig& job, int steps,
+                                    const std::string& data_dir, const std::string& trace) {
+  CODISTILL_ASSIGN_OR_RETURN(const JobConfig with, Taught(job));
+  WorkerSide taught(with);
+  if (!trace.empty()) taught.AddWorkerFlags({"--trace=" + trace + "/" + with.name() + ".json"});
+  CODISTILL_RETURN_IF_ERROR(taught.Start(data_dir));
+  std::vector<double> fractions, rates;
+  for (int round = 0; round < std::min(plan.rounds, 5); ++round) {
+    CODISTILL_ASSIGN_OR_RETURN(const WorkerSide::ThreadSeconds before, taught.Seconds());
+    CODISTILL_ASSIGN_OR_RETURN(const Turn turn, taught.Run(steps));
+    CODISTILL_ASSIGN_OR_RETURN(const WorkerSide::ThreadSeconds after, taught.Seconds());
+    // What was not asked for ahead of need when the pause ended is in it too, spread over all steps
+    // of the turn.
+    fractions.push_back((after.teacher - before.teacher) / turn.seconds);
+    rates.push_back(steps * job.training().batch_size() / turn.seconds);
+    std::printf("%s with a teacher, round %d: %.1f examples/s, %.4f of the time waiting for it\n",
+                plan.name.c_str(), round + 1, rates.back(), fractions.back());
+    std::fflush(stdout);
+  }
+  CODISTILL_ASSIGN_OR_RETURN(const WorkerCounters counters, taught.Counters());
+  if (counters.teacher_skipped_steps() > 0 || counters.teacher_failures() > 0 ||
+      counters.teacher_used_steps() < static_cast<int64_t>(steps)) {
+    return absl::InternalError(absl::StrCat(counters.teacher_skipped_steps(),
+                                            " steps without their teacher, ",
+                                            counters.teacher_failures(), " failures"));
+  }
+  if (!trace.empty()) CODISTILL_RETURN_IF_ERROR(taught.End());
+  Json json;
+  json["teacher_wait_fraction"] = Median(fractions);
+  json["teacher_wait_fractions"] = fractions;
+  json["taught_examples_per_second"] = Median(rates);
+  json["teacher_used_steps"] = counters.teacher_used_steps();
+  return json;
+}
+
 absl::StatusOr<Json> Measure(const Plan& plan, const JobConfig& job, const std::string& data_dir,
-                             const std::string& bare_binary) {
-  WorkerSide worker(job);
+                             const std::string& bare_binary, const std::string& trace) {
+  WorkerSide worker(job), lagging(Lagging(job));
+  if (!trace.empty()) {
+    worker.AddWorkerFlags({"--trace=" + trace + "/" + job.name() + ".json"});
+    lagging.AddWorkerFlags({"--trace=" + trace + "/" + job.name() + "-lag1.json"});
+  }
   CODISTILL_RETURN_IF_ERROR(worker.Start(data_dir));
+  CODISTILL_RETURN_IF_ERROR(lagging.Start(data_dir));
   BareProcess::Options options;
   options.binary = bare_binary;
   options.core = kWorkerCore;
@@ -148,27 +220,31 @@ absl::StatusOr<Json> Measure(const Plan& plan, const JobConfig& job, const std::
 
   const double examples = static_cast<double>(steps) * job.training().batch_size();
   std::vector<double> ratios, worker_rates, bare_rates, worker_processor, bare_processor;
+  std::vector<double> lag_ratios, lag_rates;
   for (int round = 0; round < plan.rounds; ++round) {
-    Turn turns[2];  // worker, bare
-    for (const int turn : {0, 1}) {
-      const bool workers_turn = (turn == 0) == (round % 2 == 0);
+    Turn turns[3];  // worker, bare, worker with lag
+    for (int turn = 0; turn < 3; ++turn) {
+      const int whose = (turn + round) % 3;
       absl::StatusOr<Turn> spent = absl::UnknownError("");
-      if (workers_turn) {
-        spent = worker.Run(steps);
-      } else {
+      if (whose == 1) {
         CODISTILL_RETURN_IF_ERROR(run_bare(kWarmSteps));
         spent = run_bare(steps);
+      } else {
+        spent = (whose == 0 ? worker : lagging).Run(steps);
       }
       CODISTILL_RETURN_IF_ERROR(spent.status());
-      turns[workers_turn ? 0 : 1] = *spent;
+      turns[whose] = *spent;
     }
     worker_rates.push_back(examples / turns[0].seconds);
     bare_rates.push_back(examples / turns[1].seconds);
     worker_processor.push_back(turns[0].processor_seconds_a_step);
     bare_processor.push_back(turns[1].processor_seconds_a_step);
     ratios.push_back(worker_rates.back() / bare_rates.back());
-    std::printf("%s round %d: worker %.1f examples/s, bare %.1f, ratio %.4f\n", plan.name.c_str(),
-                round + 1, worker_rates.back(), bare_rates.back(), ratios.back());
+    lag_rates.push_back(examples / turns[2].seconds);
+    lag_ratios.push_back(lag_rates.back() / bare_rates.back());
+    std::printf("%s round %d: worker %.1f examples/s, bare %.1f, ratio %.4f; with lag %.1f, %.4f\n",
+                plan.name.c_str(), round + 1, worker_rates.back(), bare_rates.back(), ratios.back(),
+                lag_rates.back(), lag_ratios.back());
     std::printf("  processor seconds a step: worker %.4f, bare %.4f\n", worker_processor.back(),
                 bare_processor.back());
     std::fflush(stdout);
@@ -178,6 +254,9 @@ absl::StatusOr<Json> Measure(const Plan& plan, const JobConfig& job, const std::
   json["shapes"] = plan.shapes;
   json["ratio"] = Median(ratios);
   json["ratios"] = ratios;
+  json["ratio_lag1"] = Median(lag_ratios);
+  json["ratios_lag1"] = lag_ratios;
+  json["worker_lag1_examples_per_second"] = Median(lag_rates);
   json["worker_examples_per_second"] = Median(worker_rates);
   json["bare_examples_per_second"] = Median(bare_rates);
   json["worker_processor_seconds_a_step"] = Median(worker_processor);
@@ -189,6 +268,11 @@ absl::StatusOr<Json> Measure(const Plan& plan, const JobConfig& job, const std::
   CODISTILL_ASSIGN_OR_RETURN(const WorkerCounters counters, worker.Counters());
   json["worker_compute_seconds"] = counters.compute_seconds();
   json["worker_wait_seconds"] = counters.wait_seconds();
+  if (!trace.empty()) {
+    CODISTILL_RETURN_IF_ERROR(worker.End());
+    CODISTILL_RETURN_IF_ERROR(lagging.End());
+  }
+  CODISTILL_ASSIGN_OR_RETURN(json["teacher"], MeasureTeacher(plan, job, steps, data_dir, trace));
   return json;
 }
 
@@ -200,42 +284,66 @@ std::string CpuModel() {
   return "unknown";
 }
 
-absl::StatusOr<Json> Benchmark(bool quick) {
+absl::StatusOr<Json> Benchmark(bool quick, const std::string& only, const std::string& trace) {
   const std::string bare_binary = RunfilesPath("tests/benchmarks/bare_loop");
   const int rounds = quick ? 3 : 10;
   Json out;
   out["benchmark"] = "worker_overhead";
-  out["ratio"] = 0;
-  const std::string images = NewDirectory("images");
-  CODISTILL_ASSIGN_OR_RETURN(const JobConfig resnet, ResNet20Job(images));
-  CODISTILL_ASSIGN_OR_RETURN(
-      const Json resnet_json,
-      Measure({"ResNet-20", "batch 64, images 3x32x32, 10 classes", 0, rounds}, resnet, images,
-              bare_binary));
-  const std::string text = NewDirectory("text");
-  CODISTILL_ASSIGN_OR_RETURN(const JobConfig lstm, LstmJob(text, kMaxSteps));
-  CODISTILL_ASSIGN_OR_RETURN(
-      const Json lstm_json,
-      Measure({"LSTM 2x256", "32 lanes x 32 tokens, 13777 words, embedding 256 (tied)", 32, rounds},
-              lstm, text, bare_binary));
-  out["ratio_resnet20"] = resnet_json["ratio"];
-  out["ratio_lstm"] = lstm_json["ratio"];
-  out["ratio"] = std::min(resnet_json["ratio"].get<double>(), lstm_json["ratio"].get<double>());
-  out["resnet20"] = resnet_json;
-  out["lstm"] = lstm_json;
+  out["ratio"] = out["ratio_lag1"] = INFINITY;
+  out["teacher_wait_fraction"] = 0.0;
+  const auto add = [&out](const std::string& key, const Json& json) {
+    out[key] = json;
+    for (const std::string ratio : {"ratio", "ratio_lag1"}) {
+      out[ratio + "_" + key] = json[ratio];
+      out[ratio] = std::min(out[ratio].get<double>(), json[ratio].get<double>());
+    }
+    const double waits = json["teacher"]["teacher_wait_fraction"];
+    out["teacher_wait_fraction_" + key] = waits;
+    out["teacher_wait_fraction"] = std::max(out["teacher_wait_fraction"].get<double>(), waits);
+  };
+  if (only.empty() || only == "resnet20") {
+    const std::string images = NewDirectory("images");
+    CODISTILL_ASSIGN_OR_RETURN(const JobConfig job, ResNet20Job(images));
+    CODISTILL_ASSIGN_OR_RETURN(
+        const Json json, Measure({"ResNet-20", "batch 64, images 3x32x32, 10 classes", 0, rounds},
+                                 job, images, bare_binary, trace));
+    add("resnet20", json);
+  }
+  if (only.empty() || only == "lstm") {
+    const std::string text = NewDirectory("text");
+    CODISTILL_ASSIGN_OR_RETURN(const JobConfig job, LstmJob(text, kMaxSteps));
+    CODISTILL_ASSIGN_OR_RETURN(
+        const Json json,
+        Measure(
+            {"LSTM 2x256", "32 lanes x 32 tokens, 13777 words, embedding 256 (tied)", 32, rounds},
+            job, text, bare_binary, trace));
+    add("lstm", json);
+  }
   out["threads"] = 1;
-  out["pinning"] =
-      absl::StrCat("shard on core ", kServerCore, "; worker and bare loop on core ", kWorkerCore);
+  out["pinning"] = absl::StrCat("shard and prediction server on core ", kServerCore,
+                                "; worker and bare loop on core ", kWorkerCore);
   out["rounds"] = rounds;
   out["machine"] = {{"cpu", CpuModel()}, {"cores", std::thread::hardware_concurrency()}};
   return out;
 }
 
 int Main(int argc, char** argv) {
-  const bool quick = argc > 1 && std::string(argv[1]) == "--quick";
-  if (argc > 2 || (argc == 2 && !quick)) {
-    std::fprintf(stderr, "usage: worker_overhead [--quick]\n");
-    return 2;
+  bool quick = false;
+  std::string only, trace;
+  for (int i = 1; i < argc; ++i) {
+    absl::string_view argument = argv[i];
+    if (argument == "--quick") {
+      quick = true;
+    } else if (absl::ConsumePrefix(&argument, "--only=") &&
+               (argument == "resnet20" || argument == "lstm")) {
+      only = std::string(argument);
+    } else if (absl::ConsumePrefix(&argument, "--trace=")) {
+      trace = std::string(argument);
+    } else {
+      std::fprintf(stderr,
+                   "usage: worker_overhead [--quick] [--only=resnet20|lstm] [--trace=DIR]\n");
+      return 2;
+    }
   }
   if (std::thread::hardware_concurrency() < 2) {
     std::fprintf(stderr, "worker_overhead: needs two cores, one for the shard, one to measure\n");
@@ -249,7 +357,7 @@ int Main(int argc, char** argv) {
     std::fprintf(stderr, "worker_overhead: cannot stay on core %d\n", kServerCore);
     return 1;
   }
-  const absl::StatusOr<Json> result = Benchmark(quick);
+  const absl::StatusOr<Json> result = Benchmark(quick, only, trace);
   if (!result.ok()) {
     std::fprintf(stderr, "worker_overhead: %s\n", result.status().ToString().c_str());
     return 1;

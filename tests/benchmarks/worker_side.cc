@@ -5,11 +5,15 @@
 #include <sys/stat.h>
 #include <time.h>
 
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
 #include "absl/time/clock.h"
 #include "common/base/file.h"
 #include "common/base/status.h"
 #include "control/daemon_client.h"
+#include "httplib.h"
 
 namespace codistill {
 namespace {
@@ -54,6 +58,8 @@ absl::Status WorkerSide::Start(const std::string& data_dir) {
     CODISTILL_ASSIGN_OR_RETURN(binaries.parameter_server,
                                Pinned(scripts, built.parameter_server, kServerCore));
     CODISTILL_ASSIGN_OR_RETURN(binaries.worker, Pinned(scripts, built.worker, kWorkerCore));
+    CODISTILL_ASSIGN_OR_RETURN(binaries.prediction_server,
+                               Pinned(scripts, built.prediction_server, kServerCore));
   }
   harness_.set_binaries(binaries);
   harness_.set_data_dir(data_dir);
@@ -96,9 +102,27 @@ absl::StatusOr<WorkerCounters> WorkerSide::Counters() {
   return status.worker();
 }
 
+absl::StatusOr<WorkerSide::ThreadSeconds> WorkerSide::Seconds() {
+  Signal(SIGCONT);
+  httplib::Client client("http://" + harness_.member("alpha.worker.0").http_address);
+  const httplib::Result page = client.Get("/metrics");
+  if (!page || page->status != 200) return absl::InternalError("no metrics of the worker");
+  ThreadSeconds seconds;
+  int lines = 0;
+  for (const absl::string_view line : absl::StrSplit(page->body, '\n')) {
+    if (!absl::StartsWith(line, "codistill_worker_seconds_total{")) continue;
+    double value = 0;
+    if (!absl::SimpleAtod(line.substr(line.rfind(' ') + 1), &value)) continue;
+    ++lines;
+    seconds.all += value;
+    if (absl::StrContains(line, "activity=\"teacher\"")) seconds.teacher = value;
+  }
+  if (lines < 5) return absl::InternalError("the worker's metrics lack its time");
+  return seconds;
+}
+
 void WorkerSide::Signal(int signal) {
-  harness_.member("alpha.shard.0").process.Signal(signal);
-  harness_.member("alpha.worker.0").process.Signal(signal);
+  for (const auto& member : harness_.fleet().members()) member->process.Signal(signal);
 }
 
 absl::Status WorkerSide::Rest() {

@@ -39,6 +39,16 @@ json Summary(const std::string& out, const std::string& daemon) {
   return result.exit.clean() ? ParseJson(result.out) : json();
 }
 
+// Spans of a category in a daemon's trace of a run.
+int64_t SpansOf(const std::string& out, const std::string& daemon, const std::string& category) {
+  int64_t spans = 0;
+  const json trace = ReadJson(absl::StrCat(out, "/trace/", daemon, ".json"));
+  for (const json& event : trace["traceEvents"]) {
+    spans += event["ph"] == "X" && event["cat"] == category ? 1 : 0;
+  }
+  return spans;
+}
+
 TEST(TraceTest, TheFirstGradientLeavesBeforeHalfOfTheBackwardPass) {
   OrphanCatcher catcher;
   JobConfig job = WideJob("first-gradient", 1, "1024,1024");
@@ -61,9 +71,8 @@ TEST(TraceTest, TheFirstGradientLeavesBeforeHalfOfTheBackwardPass) {
   EXPECT_EQ(frames.count("fc2.weight"), 1u);
   EXPECT_GE(frames["fc2.weight"], kSteps);
 
-  // Every daemon has left one.
   for (const std::string name : {"alpha.shard.0", "alpha.shard.1"}) {
-    EXPECT_TRUE(ReadJson(absl::StrCat(out, "/trace/", name, ".json"))["traceEvents"].is_array());
+    EXPECT_EQ(SpansOf(out, name, "update"), kSteps) << name;
   }
 }
 
@@ -85,6 +94,9 @@ TEST(TraceTest, TeacherCallsAndPushesGoOnUnderCompute) {
     EXPECT_GE(kinds["teacher"]["under_compute"].get<double>(), kHidden) << worker.dump(2);
     EXPECT_GE(kinds["push"]["under_compute"].get<double>(), kHidden) << worker.dump(2);
     EXPECT_GT(kinds["batch"]["spans"], 0);
+  }
+  for (const std::string name : {"alpha.prediction.0", "beta.prediction.0"}) {
+    EXPECT_GE(SpansOf(out, name, "pass"), kSteps / 2) << name;
   }
 }
 

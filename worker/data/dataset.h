@@ -93,6 +93,8 @@ struct DatasetOptions {
   int group = 0;                   // training: whose part, whose lanes, whose augmentation
   std::string data_dir;            // what relative file names are relative to
   int threads = 1;                 // that Fill may use
+  // Memory for images that have been decoded: those of the first epoch, as far as it goes.
+  int64_t decoded_image_bytes = int64_t{256} << 20;
 };
 
 // Reads a job's data set.

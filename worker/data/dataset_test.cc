@@ -320,6 +320,36 @@ TEST(Images, OfAFolder) {
   EXPECT_NEAR(planes[1 * 48], 1, 0.02);
 }
 
+TEST(Images, WhatWasDecodedIsKeptAsFarAsThereIsRoom) {
+  const JobConfig job = ImageJob("kept");
+  const std::vector<std::string> files = {"kept/cat/a.png", "kept/cat/b.png", "kept/dog/c.png"};
+  // All, none, and as much as one takes: 48 bytes and what it costs to know of it.
+  for (const int64_t room : {int64_t{1} << 20, int64_t{0}, int64_t{150}}) {
+    SCOPED_TRACE(room);
+    for (const std::string& file : files) WriteTestFile(file, RedPng());
+    DatasetOptions options;
+    options.job = &job;
+    options.data_dir = TestDir();
+    options.decoded_image_bytes = room;
+    const auto dataset = CreateDataset(options);
+    ASSERT_TRUE(dataset.ok()) << dataset.status();
+    const std::vector<float> first = Values<float>(*Fill(**dataset, All(**dataset)).field("image"));
+    EXPECT_EQ(Values<float>(*Fill(**dataset, All(**dataset)).field("image")), first);
+    // From now on they can only come from memory.
+    for (const std::string& file : files) WriteTestFile(file, "no image");
+    int kept = 0;
+    for (int64_t i = 0; i < 3; ++i) {
+      Batch batch;
+      const absl::Status status = (*dataset)->Fill({{i, 1}}, &batch);
+      kept += status.ok() ? 1 : 0;
+      if (!status.ok()) {
+        EXPECT_THAT(std::string(status.message()), HasSubstr(files[i]));
+      }
+    }
+    EXPECT_EQ(kept, room > 1000 ? 3 : room > 0 ? 1 : 0);
+  }
+}
+
 TEST(Images, ClassesAreThoseOfTheTrainingSet) {
   WriteTestFile("t/cat/a.jpg", Jpeg(4, 4, 0, 0, 0));
   WriteTestFile("t/dog/a.jpg", Jpeg(4, 4, 0, 0, 0));

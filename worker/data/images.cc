@@ -1,7 +1,6 @@
-// Image archives, one folder a class: ImageConfig in proto/job.proto. Only names and places are
-// kept in memory; images are read and decoded as batches need them, so that a data set may be
-// larger than the memory and training starts at once (the system's page cache makes later epochs
-// fast).
+// Image archives, one folder a class: ImageConfig in proto/job.proto. Names and places are kept in
+// memory; images are read and decoded as batches need them, so that training starts at once, and
+// the first of them are kept, up to a bound, so that a data set may be larger than the memory.
 
 #include <algorithm>
 #include <map>
@@ -144,6 +143,35 @@ class ImageFiles {
   std::vector<Place> places_;
 };
 
+// Decoded images, as they are before augmentation: decoding takes longer than anything else that a
+// batch needs. The first that come stay until there is no more room. An epoch takes every image
+// once, in another order each time, so that whatever were evicted would be wanted as soon as what
+// took its place. Thread-safe.
+class DecodedImages {
+ public:
+  DecodedImages(size_t images, int64_t max_bytes) : max_bytes_(max_bytes), images_(images) {}
+
+  // Null if it is not kept. Valid as long as this.
+  const Image* Find(int64_t index) const {
+    MutexLock lock(&mu_);
+    return images_[static_cast<size_t>(index)].get();
+  }
+  void Keep(int64_t index, const Image& image) {
+    const auto bytes = static_cast<int64_t>(image.pixels.size() + sizeof(Image));
+    MutexLock lock(&mu_);
+    std::unique_ptr<const Image>& place = images_[static_cast<size_t>(index)];
+    if (place != nullptr || bytes > max_bytes_ - bytes_) return;
+    place = std::make_unique<const Image>(image);
+    bytes_ += bytes;
+  }
+
+ private:
+  const int64_t max_bytes_;
+  mutable Mutex mu_;
+  std::vector<std::unique_ptr<const Image>> images_ ABSL_GUARDED_BY(mu_);  // by index
+  int64_t bytes_ ABSL_GUARDED_BY(mu_) = 0;
+};
+
 class ImageDataset : public Dataset {
  public:
   ImageDataset(const DatasetOptions& options, Shape shape, ImageFiles files,
@@ -155,7 +183,8 @@ class ImageDataset : public Dataset {
         salt_(internal::IdSalt(options)),
         threads_(options.threads),
         files_(std::move(files)),
-        labels_(std::move(labels)) {}
+        labels_(std::move(labels)),
+        decoded_(labels_.size(), options.decoded_image_bytes) {}
 
   static absl::StatusOr<std::unique_ptr<Dataset>> Create(const DatasetOptions& options) {
     const std::string field = internal::FieldOf(options);
@@ -212,7 +241,13 @@ class ImageDataset : public Dataset {
       Image image;
       std::string bytes;
       for (int64_t i = begin; i < end; ++i) {
-        const absl::Status status = Load(refs[i].index, &decoder, &bytes, &image);
+        const Image* found = decoded_.Find(refs[i].index);
+        absl::Status status;
+        if (found == nullptr) {
+          status = Load(refs[i].index, &decoder, &bytes, &image);
+          if (status.ok()) decoded_.Keep(refs[i].index, image);
+          found = &image;
+        }
         if (!status.ok()) {
           const MutexLock lock(&mutex);
           if (i < first_failed) {
@@ -221,7 +256,7 @@ class ImageDataset : public Dataset {
           }
           return;
         }
-        ToPlanes(image, config_.height(), config_.width(), AugmentationOf(refs[i]),
+        ToPlanes(*found, config_.height(), config_.width(), AugmentationOf(refs[i]),
                  planes + i * elements);
         SetClass(i, labels_[refs[i].index], batch);
         ids[i] = static_cast<int64_t>(
@@ -262,6 +297,7 @@ class ImageDataset : public Dataset {
   const int threads_;
   const ImageFiles files_;
   const std::vector<int32_t> labels_;
+  mutable DecodedImages decoded_;
 };
 
 }  // namespace
