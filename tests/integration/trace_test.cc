@@ -15,8 +15,8 @@ using nlohmann::json;
 
 constexpr int64_t kSteps = 12;
 
-// Of what goes on beside the passes, by its time. Nothing of what is done after them would be. It
-// is 0.8 and more where every thread has a core; eight daemons that share two lag behind.
+// Of what goes on beside the passes, by its time. Nothing of what is done after them would be. Far
+// from all of it, because eight daemons that share two cores lag behind.
 constexpr double kHidden = 0.25;
 
 // Passes that take tens of milliseconds.
