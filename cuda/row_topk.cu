@@ -183,8 +183,8 @@ struct Shared {
 // A row whose candidates have no room: leaves the k best in shared.keys, unsorted, and returns this
 // thread's part of the sum of the others' exponentials. At least k logits reach `bound`; `above` of
 // them, as the whole block knows, are larger.
-__device__ double Search(const Params& params, const float* row, float largest,
-                                      uint32_t bound, int above, Shared* shared) {
+__device__ double Search(const Params& params, const float* row, float largest, uint32_t bound,
+                         int above, Shared* shared) {
   const int thread = static_cast<int>(threadIdx.x), k = params.k;
   if (above >= k) {
     bound = KthLargest(k, shared->counts, [&](uint32_t number) {

@@ -72,9 +72,9 @@ struct InferenceAnswer {
 
 // Parses an answer to `question`: output "logits" with rows x num_outputs values, or the top-k
 // outputs, in the format that was asked for, and every recurrent state by name. Copies each tensor
-// once, logits in 16-bit floats as they are, scaled integers and 16-bit top-k values as fp32. INVALID_ARGUMENT names the output that is
-// missing or has another type, shape or length than it must, or the row of top-k that is no
-// distribution.
+// once, logits in 16-bit floats as they are, scaled integers and 16-bit top-k values as fp32.
+// INVALID_ARGUMENT names the output that is missing or has another type, shape or length than it
+// must, or the row of top-k that is no distribution.
 absl::StatusOr<InferenceAnswer> DecodeAnswer(grpc::ByteBuffer* buffer,
                                              const InferenceQuestion& question);
 

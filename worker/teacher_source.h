@@ -44,8 +44,8 @@ struct TopKPrediction {
 
 // What the teachers said of one batch.
 struct TeacherPredictions {
-  // Of those that answered in time: [rows, num_outputs] logits, fp32 or in the 16-bit floats in which
-  // they came, or the likeliest classes. None at all = go on without.
+  // Of those that answered in time: [rows, num_outputs] logits, fp32 or in the 16-bit floats in
+  // which they came, or the likeliest classes. None at all = go on without.
   std::vector<Tensor> logits;
   std::vector<TopKPrediction> top_k;
   size_t teachers() const { return logits.size() + top_k.size(); }
