@@ -16,9 +16,9 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "common/base/blas_kernels.h"
 #include "common/base/heap.h"
 #include "common/base/status.h"
+#include "common/base/tuned_start.h"
 #include "common/config/job.h"
 #include "common/daemon/daemon.h"
 #include "common/metrics/metrics.h"
@@ -151,7 +151,7 @@ absl::Status Serve() {
 }  // namespace codistill
 
 int main(int argc, char** argv) {
-  codistill::RestartWithFastBlas(argv);
+  codistill::RestartTuned(argv);
   codistill::ConfigureHeapForTensors();
   codistill::InitDaemon(argc, argv,
                         "Serves predictions: prediction_server --job JOB.textproto --group "

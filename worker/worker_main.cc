@@ -13,12 +13,12 @@
 #include "absl/flags/flag.h"
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
-#include "common/base/blas_kernels.h"
 #include "common/base/device.h"
 #include "common/base/executor.h"
 #include "common/base/heap.h"
 #include "common/base/mutex.h"
 #include "common/base/status.h"
+#include "common/base/tuned_start.h"
 #include "common/client/leader_client.h"
 #include "common/config/devices.h"
 #include "common/config/embedding.h"
@@ -389,7 +389,7 @@ absl::Status Main(const std::vector<std::string>& arguments) {
 }  // namespace codistill
 
 int main(int argc, char** argv) {
-  codistill::RestartWithFastBlas(argv);
+  codistill::RestartTuned(argv);
   codistill::ConfigureHeapForTensors();
   const std::vector<std::string> arguments =
       codistill::InitDaemon(argc, argv,

@@ -4,9 +4,7 @@
 #include <cpuid.h>
 #endif
 #include <dlfcn.h>
-#include <limits.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 namespace codistill {
 namespace {
@@ -53,21 +51,13 @@ void AvoidTilesOfUnknownShape() {
   setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16", /*overwrite=*/0);
 }
 
-void RestartWithFastBlas(char** argv) {
-  AvoidTilesOfUnknownShape();
-  if (getenv(kVariable) != nullptr) return;
+bool ChooseBlasKernels() {
+  if (getenv(kVariable) != nullptr) return false;
   using CoreName = char*();
   auto* const core_name = reinterpret_cast<CoreName*>(dlsym(RTLD_DEFAULT, "openblas_get_corename"));
-  if (core_name == nullptr) return;
+  if (core_name == nullptr) return false;
   const std::string better = internal::BetterBlasKernels(core_name(), HasAvx2(), HasAvx512());
-  if (better.empty()) return;
-  char path[PATH_MAX];
-  const ssize_t size = readlink("/proc/self/exe", path, sizeof(path) - 1);
-  if (size <= 0) return;
-  path[size] = '\0';
-  // Whatever comes of it, once is enough.
-  setenv(kVariable, better.c_str(), 1);
-  execv(path, argv);
+  return !better.empty() && setenv(kVariable, better.c_str(), 1) == 0;
 }
 
 }  // namespace codistill

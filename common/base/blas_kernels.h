@@ -9,11 +9,11 @@ namespace codistill {
 // processor's model number, and for processors younger than itself takes those of the oldest 64-bit
 // ones: a third of the speed. It looks only when it is loaded.
 //
-// This restarts the program, once and before it has done anything, with kernels for what the
-// processor can do (OPENBLAS_CORETYPE). Does nothing where OpenBLAS is not in the process or has
-// chosen well, or where OPENBLAS_CORETYPE is set already. Calls AvoidTilesOfUnknownShape too. First
-// thing in main(), with its argv.
-void RestartWithFastBlas(char** argv);
+// This sets OPENBLAS_CORETYPE to kernels for what the processor can do, and says whether it has:
+// the program must be restarted then (RestartTuned). Does nothing where OpenBLAS is not in the
+// process or has chosen well, or where the variable is set already. Changes the environment, so
+// only while there is one thread.
+bool ChooseBlasKernels();
 
 // Some virtual machines announce AMX but not the shape of its tiles (CPUID leaf 0x1D is empty).
 // oneDNN, with which libtorch computes in bfloat16, then uses tiles that it has not configured: an

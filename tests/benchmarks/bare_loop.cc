@@ -29,7 +29,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
-#include "common/base/blas_kernels.h"
+#include "common/base/tuned_start.h"
 #include "common/config/job.h"
 #include "nlohmann/json.hpp"
 #include "worker/data/dataset.h"
@@ -243,6 +243,6 @@ int Main(int argc, char** argv) {
 }  // namespace codistill
 
 int main(int argc, char** argv) {
-  codistill::RestartWithFastBlas(argv);
+  codistill::RestartTuned(argv);
   return codistill::Main(argc, argv);
 }

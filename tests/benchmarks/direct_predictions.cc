@@ -26,7 +26,7 @@
 #include <string>
 #include <vector>
 
-#include "common/base/blas_kernels.h"
+#include "common/base/tuned_start.h"
 #include "nlohmann/json.hpp"
 
 namespace codistill {
@@ -127,6 +127,6 @@ int Main(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   // As the product does, too.
-  codistill::RestartWithFastBlas(argv);
+  codistill::RestartTuned(argv);
   return codistill::Main(argc, argv);
 }
